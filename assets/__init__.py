@@ -1,0 +1,1 @@
+"""The tables and figures that Dagster knows by name."""

@@ -1,0 +1,93 @@
+"""The lab's home: every file the lab keeps, under one folder, with a format version.
+
+Invariant: a table's folder in the warehouse holds committed slots and nothing else, so any reader may glob it;
+temporaries, quarantine and high-water marks live in sibling trees on the same file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from streaming.errors import SetupError
+
+FORMAT_VERSION: Final = 1
+PROJECT_ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under the lab's home. Creating the object touches nothing; open() makes and checks the folder."""
+
+    root: Path
+
+    @classmethod
+    def locate(cls, environ: Mapping[str, str]) -> Home:
+        """STREAMGAUGE_HOME, or .streamgauge/ in the project's root (not in the current folder)."""
+        return cls(Path(environ.get("STREAMGAUGE_HOME") or PROJECT_ROOT / ".streamgauge").absolute())
+
+    def open(self) -> Home:
+        """Make the folder, or check that it is of this format. SetupError if it is not."""
+        stamp = self.root / "format-version"
+        if stamp.exists():
+            found = stamp.read_text().strip()
+            if found != str(FORMAT_VERSION):
+                raise SetupError(
+                    f"{self.root} has format {found}, this program reads {FORMAT_VERSION}",
+                    f"use another home (STREAMGAUGE_HOME=…) or move {self.root} away",
+                )
+            return self
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(f"{FORMAT_VERSION}\n")
+        except OSError as error:
+            raise SetupError(
+                f"cannot write {self.root}: {error}", "set STREAMGAUGE_HOME to a folder you own"
+            ) from error
+        return self
+
+    def brokers(self, broker: str) -> Path:
+        """Data and logs of this machine's own brokers."""
+        return self.root / "brokers" / broker
+
+    def warehouse(self, broker: str) -> Path:
+        """Committed slots: <table>/p=<partition>/<base>.<format>."""
+        return self.root / "warehouse" / broker
+
+    def staging(self, broker: str) -> Path:
+        """Files being written; a stranger may delete what no process has open."""
+        return self.root / "staging" / broker
+
+    def quarantine(self, broker: str) -> Path:
+        """Committed slots of undecodable records, same layout as the warehouse."""
+        return self.root / "quarantine" / broker
+
+    def high_water(self, broker: str) -> Path:
+        """How far each chain has ever been, so that a missing file is noticed."""
+        return self.root / "high_water" / broker
+
+    def ledgers(self, broker: str) -> Path:
+        """What each producer attempted and what was confirmed: <producer>/<epoch>.jsonl."""
+        return self.root / "ledgers" / broker
+
+    @property
+    def run(self) -> Path:
+        """Process ids, sockets and each role's progress: <role>.json."""
+        return self.root / "run"
+
+    @property
+    def logs(self) -> Path:
+        """One rotated log a process."""
+        return self.root / "logs"
+
+    @property
+    def dagster(self) -> Path:
+        """Dagster's instance (DAGSTER_HOME)."""
+        return self.root / "dagster"
+
+    @property
+    def tables(self) -> Path:
+        """What Dagster's downstream assets materialise."""
+        return self.root / "tables"

@@ -1,0 +1,81 @@
+"""What this lab is: brokers, ports, codec and load, chosen at `up` and remembered in its home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from streaming.errors import SetupError, UsageError
+from streaming.home import Home
+
+DEFAULT_PORT_BASE: Final = 29000
+BROKER_COUNT: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """The lab's configuration, as `up` was told. ports count from `port_base`."""
+
+    port_base: int = DEFAULT_PORT_BASE
+    bootstrap_servers: str | None = None  # an existing cluster's address; None: this lab starts its own brokers
+    codec: str = "json"
+    vehicles: int = 20
+    rate_hz: float = 10.1  # positions a second and vehicle: above 10, so that the measured rate is at least 10.0
+    seed: int = 1
+    recording: str | None = None  # the file that recording-replay replays; None: the one that ships
+
+    @property
+    def owns_brokers(self) -> bool:
+        """Whether the brokers are this lab's own processes."""
+        return self.bootstrap_servers is None
+
+    def broker_port(self, number: int) -> int:
+        """The client port of Kafka broker `number` (1, 2, 3)."""
+        return self.port_base + 90 + number
+
+    def controller_port(self, number: int) -> int:
+        """The controller port of Kafka broker `number`."""
+        return self.port_base + 190 + number
+
+    @property
+    def web_port(self) -> int:
+        """Dagster's webserver."""
+        return self.port_base + 30
+
+    @property
+    def kafka(self) -> str:
+        """The bootstrap servers that clients use."""
+        own = ",".join(f"127.0.0.1:{self.broker_port(number)}" for number in range(1, BROKER_COUNT + 1))
+        return self.bootstrap_servers or own
+
+    def save(self, home: Home) -> None:
+        """Remember the lab in its home."""
+        path = home.root / "lab.json"
+        scratch = path.with_suffix(".new")
+        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        scratch.replace(path)
+
+    @classmethod
+    def load(cls, home: Home) -> Lab:
+        """The lab of this home; the defaults when `up` has not run yet."""
+        path = home.root / "lab.json"
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError) as error:
+            raise SetupError(
+                f"{path} can't be read: {error}", f"delete {path} and call `streamgauge up` again"
+            ) from error
+
+    def changed(self, options: Mapping[str, object]) -> Lab:
+        """This lab with the given options that are not None."""
+        given = {name: value for name, value in options.items() if value is not None}
+        lab = replace(self, **given)  # type: ignore[arg-type]
+        if not 1024 <= lab.port_base <= 65_000:
+            raise UsageError(f"--port-base {lab.port_base}: ports go from 1024 to 65000")
+        if lab.vehicles < 1:
+            raise UsageError(f"--vehicles {lab.vehicles}: at least one")
+        return lab
