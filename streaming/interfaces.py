@@ -125,7 +125,7 @@ class Transport(Protocol):
         ...
 
     def source(self, stream: str, group: str, keeper: Keeper, *, instance: int = 0) -> Source:
-        """Join `group` and read `stream` from where `keeper` says. The same instance number replaces its predecessor."""
+        """Join `group`, read `stream` from where `keeper` says. The same instance number replaces its predecessor."""
         ...
 
     def read_all(self, stream: str) -> list[Batch]:

@@ -90,8 +90,10 @@ _STREAMS = (
     ),
     Stream("vehicles", StreamKind.REFERENCE, "model, depot and limits of each vehicle", 1, settings=_COMPACTED),
     Stream("position_means", StreamKind.DERIVED, "2 s event-time tumbling means per vehicle", settings=_EVENTS),
-    Stream("late_positions", StreamKind.DERIVED, "positions that came after their window had closed", settings=_EVENTS),
-    Stream("alerts", StreamKind.DERIVED, "means that were judged speeding, outside or anomalous", settings=_EVENTS),
+    Stream(
+        "late_positions", StreamKind.DERIVED, "positions that came after their window had closed", 3, settings=_EVENTS
+    ),
+    Stream("alerts", StreamKind.DERIVED, "means that were judged speeding, outside or anomalous", 3, settings=_EVENTS),
     Stream("means_state", StreamKind.STATE, "open windows and watermarks, a snapshot a partition", settings=_SNAPSHOTS),
     Stream(
         "alerts_state", StreamKind.STATE, "speed statistics per vehicle, a snapshot a partition", settings=_SNAPSHOTS
