@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down status check format test bench lock
+SHELL := /bin/sh
+BIN := .venv/bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install everything into .venv (does nothing when nothing changed)
+	@./bootstrap
+	@$(BIN)/python -m streaming.cluster.jars
+
+demo: setup ## real Kafka, generators, transformers, sinks and Dagster; prints what landed; leaves the lab running
+	@$(BIN)/streamgauge demo
+
+up: setup ## start the lab
+	@$(BIN)/streamgauge up
+
+down: ## stop the lab; nothing is left running
+	@test ! -x $(BIN)/streamgauge || $(BIN)/streamgauge down
+
+status: setup ## what runs
+	@$(BIN)/streamgauge status
+
+check: setup ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## format and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: check ## check, then every test on real brokers
+	$(BIN)/python -m pytest
+
+bench: setup ## sink and transformer rates as ratios to a bare consumer, in one run
+	@$(BIN)/python -m tests.bench
+
+lock: setup ## resolve the dependencies anew and pin them by hash
+	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	    --python-version 3.11 --extra dev --quiet --upgrade pyproject.toml -o requirements.lock
+	$(BIN)/python -m streaming.cluster.jars --lock
