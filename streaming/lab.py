@@ -20,6 +20,7 @@ class Lab:
 
     port_base: int = DEFAULT_PORT_BASE
     bootstrap_servers: str | None = None  # an existing cluster's address; None: this lab starts its own brokers
+    replication: int = 3  # copies of each topic; an existing cluster with fewer brokers needs fewer
     codec: str = "json"
     vehicles: int = 20
     rate_hz: float = 10.1  # positions a second and vehicle: above 10, so that the measured rate is at least 10.0
@@ -78,4 +79,6 @@ class Lab:
             raise UsageError(f"--port-base {lab.port_base}: ports go from 1024 to 65000")
         if lab.vehicles < 1:
             raise UsageError(f"--vehicles {lab.vehicles}: at least one")
+        if lab.rate_hz <= 0:
+            raise UsageError(f"--rate {lab.rate_hz}: messages a second and vehicle, above 0")
         return lab

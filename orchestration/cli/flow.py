@@ -1,0 +1,165 @@
+"""Commands for one role in the foreground, and for the truth: produce, transform, sink, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestration.cli.options import HomeOption, JsonOption, opened, print_json
+from streaming.errors import UsageError
+from streaming.topology import ROLES, Role, RoleKind, role
+
+ServersOption = Annotated[str | None, typer.Option("--bootstrap-servers", help="Default: the lab's own brokers.")]
+ForOption = Annotated[str | None, typer.Option("--for", help="Stop after this long: 30s, 5m, 1h.")]
+MessagesOption = Annotated[int | None, typer.Option("--messages", min=1, help="Stop after this many records.")]
+InstanceOption = Annotated[int, typer.Option(min=0, help="Which member of the role's group this is.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(produce)
+    app.command()(transform)
+    app.command()(sink)
+    app.command()(verify)
+    app.command("role", hidden=True)(run_supervised)
+
+
+def produce(  # noqa: PLR0913 - options of a command
+    stream: Annotated[str, typer.Argument(help="positions, diagnostics or vehicles.")],
+    home: HomeOption = None,
+    servers: ServersOption = None,
+    vehicles: Annotated[int | None, typer.Option(help="Simulated vehicles.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Messages a second and vehicle, or max.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the simulation.")] = None,
+    producer: Annotated[str | None, typer.Option(help="This producer's name; it must be the only one.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Replay this CSV, Parquet or GPX recording.")] = None,
+    speed: Annotated[str, typer.Option(help="Of the replay: 1, 10, … or max.")] = "1",
+    rebase: Annotated[str, typer.Option(help="Times of the replay: now, or keep the recording's.")] = "now",
+    mapping: Annotated[str, typer.Option("--map", help="our=theirs,… e.g. latitude=lat,vehicle=uid")] = "",
+    duration: ForOption = None,
+    messages: MessagesOption = None,
+    *,
+    loop: Annotated[bool, typer.Option("--loop", help="Replay again and again.")] = False,
+) -> None:
+    """Generate a stream, or replay a recording of your own into `positions`."""
+    from orchestration import roles  # noqa: PLC0415
+
+    opened_home, lab = opened(home)
+    wanted = _rate(rate)
+    lab = lab.changed({"bootstrap_servers": servers, "vehicles": vehicles, "seed": seed, "rate_hz": wanted})
+    limits = roles.limits(duration, messages)
+    if replay is not None:
+        if stream != "positions":
+            raise UsageError(f"a recording replays into positions, not into {stream}")
+        options = roles.Replay(replay, _speed(speed), rebase, _mapping(mapping), loop=loop, producer=producer)
+        roles.replay(opened_home, lab, options, limits)
+    else:
+        chosen = _role(f"{stream}-generator", RoleKind.GENERATOR)
+        roles.generate(chosen, opened_home, lab, limits, producer=producer, is_paced=rate != "max")
+
+
+def transform(
+    name: Annotated[str, typer.Argument(help="means or alerts.")],
+    home: HomeOption = None,
+    servers: ServersOption = None,
+    instance: InstanceOption = 0,
+    duration: ForOption = None,
+    messages: MessagesOption = None,
+) -> None:
+    """Run one transformer: read a stream, compute, write streams, in Kafka transactions."""
+    from orchestration import roles  # noqa: PLC0415
+
+    opened_home, lab = opened(home)
+    chosen = _role(f"{name}-transformer", RoleKind.TRANSFORMER)
+    lab = lab.changed({"bootstrap_servers": servers})
+    roles.transform(chosen, opened_home, lab, roles.limits(duration, messages), instance=instance)
+
+
+def sink(
+    name: Annotated[str, typer.Argument(help="E.g. positions-parquet or alerts-csv.")],
+    home: HomeOption = None,
+    servers: ServersOption = None,
+    instance: InstanceOption = 0,
+    duration: ForOption = None,
+    messages: MessagesOption = None,
+) -> None:
+    """Run one sink: land a stream in files, exactly once."""
+    from orchestration import roles  # noqa: PLC0415
+
+    opened_home, lab = opened(home)
+    chosen = _role(name, RoleKind.SINK)
+    lab = lab.changed({"bootstrap_servers": servers})
+    roles.sink(chosen, opened_home, lab, roles.limits(duration, messages), instance=instance)
+
+
+def run_supervised(name: str, home: HomeOption = None) -> None:
+    """Run a role as the lab configured it: what the supervisor starts."""
+    from orchestration import roles  # noqa: PLC0415
+
+    opened_home, lab = opened(home)
+    roles.run(role(name), opened_home, lab)
+
+
+def verify(
+    home: HomeOption = None,
+    servers: ServersOption = None,
+    wait: Annotated[str, typer.Option(help="How long to wait for the sinks: 60s, 5m.")] = "60s",
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Reconcile the producers' ledgers with the files: lost, duplicated, … Exit code 1 on damage, 6 when unfinished."""
+    from orchestration import roles  # noqa: PLC0415
+    from sinks.verify import verify as reconcile  # noqa: PLC0415
+
+    opened_home, lab = opened(home)
+    lab = lab.changed({"bootstrap_servers": servers})
+    console = Console(stderr=True)
+    with console.status("taking a cut") as status:
+        report = reconcile(
+            opened_home, roles.connect(lab), lab, wait_s=roles.seconds(wait), progress=lambda says: status.update(says)
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        Console().print(report.render())
+    raise typer.Exit(report.exit_code)
+
+
+def _role(name: str, kind: RoleKind) -> Role:
+    known = [each.name for each in ROLES.values() if each.kind is kind]
+    if name not in known:
+        raise UsageError(f"there is no {kind} {name!r}; there are {', '.join(known)}")
+    return ROLES[name]
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None or text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--rate {text}: a number of messages a second, or max") from None
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        raise UsageError(f"--speed {text}: a number such as 1 or 10, or max") from None
+    if speed <= 0:
+        raise UsageError(f"--speed {text}: above 0")
+    return speed
+
+
+def _mapping(text: str) -> dict[str, str]:
+    pairs = [pair.split("=", 1) for pair in text.split(",") if pair]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"--map {text}: pairs like latitude=lat,longitude=lng")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
