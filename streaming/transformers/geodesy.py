@@ -18,4 +18,4 @@ def haversine_m(latitude: pl.Expr, longitude: pl.Expr, latitude_b: pl.Expr, long
     half_north = (latitude_b - latitude).radians() / 2
     half_east = (longitude_b - longitude).radians() / 2
     chord = half_north.sin() ** 2 + latitude.radians().cos() * latitude_b.radians().cos() * half_east.sin() ** 2
-    return 2 * EARTH_RADIUS_M * pl.min_horizontal(chord.sqrt(), pl.lit(1.0)).arcsin()
+    return 2 * EARTH_RADIUS_M * chord.sqrt().clip(upper_bound=1.0).arcsin()

@@ -89,8 +89,12 @@ def _sums(column: str) -> list[pl.Expr]:
     return [known.sum().alias(f"{column}_sum"), known.len().alias(f"{column}_count")]
 
 
+def _over(whole: pl.Expr, scale: int) -> pl.Expr:
+    """The nearest float to whole/scale. By a column: polars multiplies with the inverse of a constant, which is not."""
+    return whole / (whole * 0 + scale)
+
+
 def _mean(column: str, scale: int) -> pl.Expr:
-    # polars divides by a constant as a multiplication with its inverse, which is not the nearest float; so by a column.
     count = pl.col(f"{column}_count")
     return pl.when(count > 0).then(pl.col(f"{column}_sum") / (count.cast(pl.Int64) * scale))
 
@@ -106,7 +110,7 @@ def _mean_longitude() -> pl.Expr:
 def _hops(rows: pl.DataFrame) -> pl.DataFrame:
     """Millimetres of way in each window: the hops between its fixes, in (event_time, epoch, sequence) order."""
     fixes = rows.filter(pl.col("latitude_n") != MISSING, pl.col("longitude_n") != MISSING)
-    latitude, longitude = pl.col("latitude_n") / _NANO, pl.col("longitude_n") / _NANO
+    latitude, longitude = _over(pl.col("latitude_n"), _NANO), _over(pl.col("longitude_n"), _NANO)
     hop = haversine_m(latitude.shift(1), longitude.shift(1), latitude, longitude)
     same = pl.col("window") == pl.col("window").shift(1)
     return (
@@ -132,7 +136,7 @@ def _aggregated(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
         latitude=_mean("latitude", _NANO),
         longitude=_mean_longitude(),
         speed_mps=_mean("speed", _MICRO),
-        distance_m=pl.col("mm").fill_null(0) / pl.repeat(1000, pl.len()),
+        distance_m=_over(pl.col("mm").fill_null(0), 1000),
     )
 
 
