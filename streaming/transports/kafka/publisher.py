@@ -1,0 +1,111 @@
+"""Sending records to Kafka in batches: idempotent, ordered per partition, bounded in memory.
+
+Invariant: within a partition, records enter the client's queue in the order they were given; one that could not be
+delivered makes every later call raise OutcomeUnknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streaming.batch import Outgoing
+from streaming.errors import RestartRequired, UsageError
+from streaming.transports.kafka import failures
+from streaming.transports.kafka.settings import Settings
+
+_SLICE_RECORDS: Final = 20_000  # what is wrapped for the client at one time
+_ROOM_WAIT_S: Final = 0.05
+_GOODBYE_S: Final = 10.0
+
+
+class Sender:
+    """A producer with its failures; shared by the publisher and the transaction."""
+
+    def __init__(self, address: str, settings: Settings, who: str) -> None:
+        self.who = who
+        self.failure: KafkaError | None = None
+        self.producer = Producer({
+            **settings, "bootstrap.servers": address, "client.id": who, "error_cb": self._note_fatal,
+        })  # fmt: skip
+
+    def send(self, topic: str, outgoing: Outgoing) -> None:
+        """Queue the records, blocking while the queue is full. RestartRequired when an earlier one has failed."""
+        for start in range(0, len(outgoing.values), _SLICE_RECORDS):
+            chosen = slice(start, start + _SLICE_RECORDS)
+            self._queue(topic, _wrapped(outgoing, chosen))
+
+    def check(self) -> None:
+        """Serve delivery reports; RestartRequired when a record could not be delivered."""
+        self.producer.poll(0)
+        if self.failure is not None:
+            raise failures.writing(self.who, self.failure)
+
+    def _queue(self, topic: str, messages: list[dict[str, Any]]) -> None:
+        while messages:
+            self.check()
+            self.producer.produce_batch(topic, messages, on_delivery=self._note_report)
+            messages = [message for message in messages if "_error" in message]
+            if messages:
+                # Once the queue is full, librdkafka refuses all that follows in the batch: what is left is its end.
+                self._refuse_other_errors(topic, messages)
+                self.producer.poll(_ROOM_WAIT_S)
+
+    def _refuse_other_errors(self, topic: str, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            error: KafkaError = message.pop("_error")
+            if error.code() != KafkaError._QUEUE_FULL:
+                if error.fatal() or failures.is_fencing(error):
+                    raise failures.writing(self.who, error)
+                raise UsageError(f"{topic} can't take a record of {len(message['value'])} bytes: {error.str()}")
+
+    def _note_report(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002
+        if error is not None and self.failure is None:
+            self.failure = error
+
+    def _note_fatal(self, error: KafkaError) -> None:
+        if error.fatal() and self.failure is None:
+            self.failure = error
+
+
+def _wrapped(outgoing: Outgoing, chosen: slice) -> list[dict[str, Any]]:
+    values, keys = outgoing.values[chosen], outgoing.keys[chosen]
+    if outgoing.partitions is None:
+        return [{"value": value, "key": key} for value, key in zip(values, keys, strict=True)]
+    return [
+        {"value": value, "key": key, "partition": partition}
+        for value, key, partition in zip(values, keys, outgoing.partitions[chosen], strict=True)
+    ]
+
+
+class KafkaPublisher:
+    """Implements Publisher. An outage blocks publish() once the queue is full; nothing is given up."""
+
+    def __init__(self, address: str, settings: Settings, client: str, prefix: str) -> None:
+        self._sender = Sender(address, settings, client)
+        self._prefix = prefix
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Queue the records; blocks while the queue is full. OutcomeUnknown or Fenced when an earlier send failed."""
+        self._sender.send(self._prefix + outgoing.stream, outgoing)
+
+    @property
+    def outstanding(self) -> int:
+        """Records queued or in flight."""
+        return len(self._sender.producer)
+
+    def flush(self, timeout_s: float) -> bool:
+        """True when everything is confirmed in time; OutcomeUnknown when a send has failed."""
+        left = self._sender.producer.flush(timeout_s)
+        self._sender.check()
+        return left == 0
+
+    def close(self) -> None:
+        """Flush for some seconds and let go; what is unconfirmed by then stays of unknown outcome."""
+        try:
+            self._sender.producer.flush(_GOODBYE_S)
+            self._sender.producer.purge()
+            self._sender.producer.poll(0)
+        except (KafkaException, RestartRequired):
+            return
