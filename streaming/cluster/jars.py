@@ -1,0 +1,173 @@
+"""The broker's jars: resolved by Maven coordinates, pinned by SHA-256, kept where every lab finds them.
+
+Invariant: no jar reaches a class path unless its checksum is the one in `jars.lock`. When all jars are there, neither
+the network nor the Maven client (jgo, pure Python; no `mvn`, no Java) is touched.
+
+`python -m streaming.cluster.jars` fetches what is missing; `--lock` resolves anew and writes the lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from streaming.errors import SetupError
+
+if TYPE_CHECKING:
+    from jgo.maven import Artifact, MavenContext
+
+KAFKA_VERSION: Final = "4.3.1"
+LOG4J_VERSION: Final = "2.25.3"
+LOCK: Final = Path(__file__).with_name("jars.lock")
+
+# `!` is jgo's raw resolution: otherwise log4j's own dependency management would replace Kafka's versions
+# (kafka-clients 3.9.1 beside a 4.3.1 broker).
+_BROKER: Final = (
+    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}!"
+    f"+org.apache.logging.log4j:log4j-core:{LOG4J_VERSION}!"
+    f"+org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}!"
+)
+# Taken alone: all it needs beyond the broker's jars is Kafka Connect and its web server, which no tool used here loads.
+_TOOLS: Final = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}!"
+
+
+@dataclass(frozen=True, slots=True)
+class Jar:
+    """One pinned file: group:artifact:version, and the SHA-256 of its bytes in hexadecimal."""
+
+    coordinate: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        """As Maven names it."""
+        _, artifact, version = self.coordinate.split(":")
+        return f"{artifact}-{version}.jar"
+
+
+def locked() -> list[Jar]:
+    """The jars of the committed lock, in class path order."""
+    return [Jar(*line.split()) for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def folder() -> Path:
+    """Where the jars of this Python environment lie: every lab's home shares them."""
+    return Path(sys.prefix) / "share" / "streamgauge" / "jars"
+
+
+def class_path() -> str:
+    """The class path of the locked jars; install() has put them there."""
+    return os.pathsep.join(str(folder() / jar.filename) for jar in locked())
+
+
+def install(progress: Callable[[str], None] = lambda _: None) -> Path:
+    """Fetch what is missing, check every jar; returns their folder. SetupError when a jar cannot be had or is another.
+
+    `progress` gets a line now and then while something is being fetched, and nothing otherwise.
+    """
+    jars, target = locked(), folder()
+    if missing := [jar for jar in jars if not (target / jar.filename).exists()]:
+        target.mkdir(parents=True, exist_ok=True)
+        _fetch(missing, target, progress)
+    for jar in jars:
+        _check(jar, target / jar.filename)
+    return target
+
+
+def lock() -> list[Jar]:
+    """Resolve the coordinates anew and pin what the repository delivers now. Needs the network."""
+    import jgo  # noqa: PLC0415 - takes half a second, and is not needed once the jars are there
+
+    artifacts = [*jgo.resolve(_BROKER), jgo.resolve(_TOOLS)[0]]
+    return sorted((_pin(artifact) for artifact in artifacts), key=lambda jar: jar.coordinate)
+
+
+def _fetch(missing: list[Jar], target: Path, progress: Callable[[str], None]) -> None:
+    context = _maven()
+    progress(f"fetching {len(missing)} broker jars (Kafka {KAFKA_VERSION}); later starts need no network")
+    with ThreadPoolExecutor(4) as pool:
+        for done, jar in enumerate(pool.map(lambda jar: _fetch_one(context, jar, target), missing), start=1):
+            if done % 10 == 0 or done == len(missing):
+                progress(f"broker jars: {done} of {len(missing)} ({jar.filename})")
+
+
+def _fetch_one(context: MavenContext, jar: Jar, target: Path) -> Jar:
+    found = _resolve(context, jar)
+    if _sha256(found) != jar.sha256:  # an interrupted download stays in the local repository: once more
+        found.unlink()
+        found = _resolve(context, jar)
+    _check(jar, found)
+    scratch = target / f".{jar.filename}.{os.getpid()}"
+    shutil.copyfile(found, scratch)
+    scratch.replace(target / jar.filename)
+    return jar
+
+
+def _resolve(context: MavenContext, jar: Jar) -> Path:
+    group, artifact, version = jar.coordinate.split(":")
+    try:
+        return Path(context.project(group, artifact).at_version(version).artifact().resolve())
+    except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+        raise SetupError(
+            f"{jar.coordinate} could not be fetched: {error}",
+            "connect to the network and call again (only the first set-up needs it); a Maven mirror goes in jgo's "
+            "settings file, section [repositories]",
+        ) from error
+
+
+def _maven() -> MavenContext:
+    """The Maven client with its user's ordinary settings: the local repository, and mirrors before the central one."""
+    from jgo.config import GlobalSettings  # noqa: PLC0415
+    from jgo.maven import MavenContext  # noqa: PLC0415
+
+    settings = GlobalSettings.load()
+    context = MavenContext(repo_cache=settings.repo_cache, timeout=60)
+    context.remote_repos = {**settings.repositories, **context.remote_repos}
+    return context
+
+
+def _pin(artifact: Artifact) -> Jar:
+    return Jar(f"{artifact.groupId}:{artifact.artifactId}:{artifact.version}", _sha256(artifact.resolve()))
+
+
+def _check(jar: Jar, path: Path) -> None:
+    found = _sha256(path)
+    if found != jar.sha256:
+        raise SetupError(
+            f"{path} is not the pinned {jar.coordinate}: its SHA-256 is {found}, the lock says {jar.sha256}",
+            f"delete {path} and call again; if it comes back like this, do not trust where it comes from",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """`--lock` writes the lock; otherwise install."""
+    try:
+        if arguments == ["--lock"]:
+            pinned = lock()
+            LOCK.write_text(
+                "# group:artifact:version sha256 - written by `python -m streaming.cluster.jars --lock`\n"
+                + "".join(f"{jar.coordinate} {jar.sha256}\n" for jar in pinned)
+            )
+            print(f"{LOCK.name}: {len(pinned)} jars")
+        else:
+            install(lambda says: print(says, file=sys.stderr))
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
