@@ -40,6 +40,8 @@ class Home:
                 )
             return self
         try:
+            if self.root.exists() and any(self.root.iterdir()):
+                raise SetupError(f"{self.root} is not empty and no lab's home", "name another folder for the home")
             self.root.mkdir(parents=True, exist_ok=True)
             stamp.write_text(f"{FORMAT_VERSION}\n")
         except OSError as error:
