@@ -1,0 +1,1 @@
+"""Questions asked of real brokers: declare → run → record → judge → draw. Nothing here knows Dagster."""

@@ -1,0 +1,329 @@
+"""Where trials run: brokers, topics of their own, clients whose settings are kept, and the application's messages.
+
+Invariant: whatever a lab makes (topics, groups, processes, brokers) is gone when it is closed; brokers it did not start
+itself are never stopped, paused or reconfigured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
+
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs re-export nothing
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+from numpy.typing import NDArray
+
+from experiments.workload import Workload
+from streaming.errors import BrokerUnavailable, UsageError
+
+T = TypeVar("T")
+ADMIN_S: Final = 20.0
+WARM_UP_RECORDS: Final = 5_000
+
+
+class Brokers(Protocol):
+    """Brokers that a lab may do anything to: they are its own processes."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients begin."""
+        ...
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The brokers' ids."""
+        ...
+
+    def process_id(self, number: int) -> int:
+        """Of a running broker."""
+        ...
+
+    def data_folder(self, number: int) -> Path:
+        """Where a broker keeps its logs."""
+        ...
+
+    def kill(self, number: int) -> None:
+        """SIGKILL: no goodbye."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Controlled shutdown: leaders move away first."""
+        ...
+
+    def start(self, number: int) -> None:
+        """Start again on the same data; returns when it answers."""
+        ...
+
+    def pause(self, number: int) -> None:
+        """SIGSTOP: alive, silent."""
+        ...
+
+    def resume(self, number: int) -> None:
+        """SIGCONT."""
+        ...
+
+    def heal(self) -> None:
+        """All brokers running and registered again."""
+        ...
+
+    def close(self) -> None:
+        """Nothing left running, nothing left on disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class Records:
+    """A topic's content in the order of reading, in columns."""
+
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    keys: list[bytes | None]
+    values: list[bytes]
+    timestamps_ms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass
+class Lab:
+    """Brokers and everything a trial needs from them. `brokers` is None on somebody else's cluster."""
+
+    run_id: str
+    bootstrap_servers: str
+    folder: Path
+    workload: Workload
+    brokers: Brokers | None = None
+    settings: dict[str, Any] = field(default_factory=lambda: {"topics": {}, "clients": {}})
+    _topics: list[str] = field(default_factory=list)
+    _groups: list[str] = field(default_factory=list)
+    _exit: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _counter: int = 0
+
+    def __post_init__(self) -> None:
+        self.admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    @property
+    def control(self) -> Brokers:
+        """The lab's own brokers. UsageError on a cluster that isn't ours to break."""
+        if self.brokers is None:
+            raise UsageError("this trial controls brokers, and these are not the lab's own")
+        return self.brokers
+
+    @property
+    def broker_count(self) -> int:
+        """How many brokers answer now."""
+        return len(self.admin.list_topics(timeout=ADMIN_S).brokers)
+
+    # -- topics and groups ---------------------------------------------------------------------------------------------
+
+    def topic(self, purpose: str, partitions: int = 1, replication: int = 1, **settings: str) -> str:
+        """Make a topic of this run and return its name. Settings are the broker's, with _ for the dots."""
+        name = self._name(purpose)
+        config = {key.replace("_", "."): value for key, value in settings.items()}
+        self.create(NewTopic(name, num_partitions=partitions, replication_factor=replication, config=config))
+        self.settings["topics"].setdefault(purpose, {"partitions": partitions, "replication": replication, **config})
+        return name
+
+    def create(self, topic: NewTopic) -> None:
+        """Make a topic, and wait until each partition has a leader."""
+        answer(self.admin.create_topics([topic], operation_timeout=ADMIN_S)[topic.topic])
+        self._topics.append(topic.topic)
+        self.wait_for(lambda: self._has_leaders(topic.topic, topic.num_partitions), f"leaders of {topic.topic}")
+
+    def group(self, purpose: str) -> str:
+        """The name of a new consumer group of this run."""
+        name = self._name(purpose)
+        self._groups.append(name)
+        return name
+
+    def configure(self, kind: ResourceType, name: str, **settings: str) -> None:
+        """Set configurations of a topic, broker or group while it runs; with _ for the dots."""
+        entries = [
+            ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for key, value in settings.items()
+        ]
+        resource = ConfigResource(kind, name, incremental_configs=entries)
+        answer(self.admin.incremental_alter_configs([resource])[resource])
+
+    def describe(self, topic: str) -> dict[int, tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """Leader, replicas and in-sync replicas of each partition, as the cluster says now (leader -1: none)."""
+        partitions = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        return {number: (each.leader, tuple(each.replicas), tuple(each.isrs)) for number, each in partitions.items()}
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def producer(self, purpose: str, **settings: Any) -> Producer:
+        """A producer; its settings are written into the run's provenance."""
+        return Producer(self._client(purpose, {"linger.ms": 5, **_dotted(settings)}))
+
+    def consumer(self, purpose: str, group: str, **settings: Any) -> Consumer:
+        """A consumer that is closed with the lab at the latest; its settings go into the run's provenance."""
+        defaults = {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
+        return Consumer(self._client(purpose, {**defaults, **_dotted(settings)}))
+
+    def send(
+        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], **settings: Any
+    ) -> NDArray[np.int64]:
+        """Send all, wait, and return the places (0, 1, …) of those that were confirmed."""
+        confirmed: list[int] = []
+        producer = self.producer("loader", **settings)
+        for place, (key, value) in enumerate(zip(keys, values, strict=True)):
+            produce(producer, topic, value=value, key=key, on_delivery=_note(confirmed, place))
+        producer.flush(ADMIN_S)
+        return np.sort(np.asarray(confirmed, dtype=np.int64))
+
+    def read(self, topic: str, **settings: Any) -> Records:
+        """Everything in the topic from its oldest record to its present end, outside any group."""
+        consumer = self.consumer("reader", "unused", enable_partition_eof=True, **settings)
+        try:
+            partitions = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+            return _drain(consumer, set(partitions))
+        finally:
+            consumer.close()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> str:
+        """Send and read a throw-away topic, so that no trial pays for cold code; returns what was done, in words."""
+        topic = self.topic("warm-up", 3)
+        messages = self.workload.messages(WARM_UP_RECORDS)
+        for _ in range(2):
+            self.send(topic, messages.keys, messages.values)
+        self.read(topic)
+        return f"{2 * WARM_UP_RECORDS:,} records through a throw-away topic before the first trial"
+
+    def keep(self, cleanup: Callable[[], object]) -> None:
+        """Call this when the present trial ends, however it ends."""
+        self._exit.callback(cleanup)
+
+    def tidy(self) -> None:
+        """After a trial: end its processes and clients, delete its topics and groups, mend its brokers."""
+        self._exit.close()
+        if self.brokers is not None:
+            self.brokers.heal()
+        self._delete()
+
+    def close(self) -> None:
+        """Leave nothing behind. Somebody else's cluster loses our topics and groups, our own brokers end."""
+        try:
+            self._exit.close()
+            if self.brokers is None:
+                self._delete()
+        finally:
+            if self.brokers is not None:
+                self.brokers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait_for(self, condition: Callable[[], T | None], what: str, within_s: float = ADMIN_S) -> T:
+        """Poll until truthy. BrokerUnavailable naming `what` when it never is."""
+        give_up = time.monotonic() + within_s
+        while time.monotonic() < give_up:
+            if outcome := condition():
+                return outcome
+            time.sleep(0.02)
+        raise BrokerUnavailable(f"{what}: not within {within_s:g} s")
+
+    def _name(self, purpose: str) -> str:
+        self._counter += 1
+        return f"lab-{self.run_id}-{self._counter}-{purpose}"
+
+    def _client(self, purpose: str, settings: dict[str, Any]) -> dict[str, Any]:
+        self.settings["clients"].setdefault(
+            purpose, {key: value for key, value in settings.items() if not callable(value)}
+        )
+        quiet = {"log_level": 0, "bootstrap.servers": self.bootstrap_servers, "client.id": purpose}
+        return quiet | settings
+
+    def _has_leaders(self, topic: str, partitions: int) -> bool:
+        found = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        return len(found) == partitions and all(each.leader >= 0 for each in found.values())
+
+    def _delete(self) -> None:
+        topics, self._topics = self._topics, []
+        groups, self._groups = self._groups, []
+        for futures in (
+            self.admin.delete_topics(topics) if topics else {},
+            self.admin.delete_consumer_groups(groups) if groups else {},
+        ):
+            for future in futures.values():
+                with contextlib.suppress(KafkaException):  # a group that never had a member, a topic a trial deleted
+                    future.result(ADMIN_S)
+
+
+def answer(future: Any) -> Any:
+    """An admin call's result; BrokerUnavailable when no broker answers."""
+    try:
+        return future.result(ADMIN_S)
+    except KafkaException as error:
+        if error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT):
+            raise BrokerUnavailable(str(error)) from error
+        raise
+
+
+def produce(producer: Producer, topic: str, **record: Any) -> None:
+    """Queue one record, waiting for room in the client's queue instead of failing."""
+    while True:
+        try:
+            producer.produce(topic, **record)
+        except BufferError:
+            producer.poll(0.05)
+        else:
+            producer.poll(0)
+            return
+
+
+def _note(confirmed: list[int], place: int) -> Callable[[KafkaError | None, Message], None]:
+    def note(error: KafkaError | None, _: Message) -> None:
+        if error is None:
+            confirmed.append(place)
+
+    return note
+
+
+def _drain(consumer: Consumer, open_partitions: set[int]) -> Records:
+    messages: list[Message] = []
+    give_up = time.monotonic() + ADMIN_S
+    while open_partitions:
+        for message in consumer.consume(10_000, timeout=0.2):
+            if (error := message.error()) is None:
+                messages.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                open_partitions.discard(message.partition())
+            elif not error.retriable():
+                raise KafkaException(error)
+            give_up = time.monotonic() + ADMIN_S
+        if time.monotonic() > give_up:
+            raise BrokerUnavailable(f"no end of partitions {sorted(open_partitions)} within {ADMIN_S:g} s")
+    return Records(
+        partitions=np.fromiter((each.partition() for each in messages), dtype=np.int64, count=len(messages)),
+        offsets=np.fromiter((each.offset() for each in messages), dtype=np.int64, count=len(messages)),
+        keys=[each.key() for each in messages],
+        values=[each.value() or b"" for each in messages],
+        timestamps_ms=np.fromiter((each.timestamp()[1] for each in messages), dtype=np.int64, count=len(messages)),
+    )
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", ".") if name != "on_commit" else name: value for name, value in settings.items()}
