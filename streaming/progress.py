@@ -1,0 +1,100 @@
+"""How far a role has come: a few counters, written to one small file about once a second.
+
+Invariant: the file is replaced as a whole, so a reader sees either the earlier state or the later one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+_WRITE_EVERY_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of one role's process. `path` None: count only. One thread counts `records`, one may count `committed`.
+
+    `records` were taken in (again, if read again), `committed` are durable, `rejected` could not be decoded;
+    `rate_hz` is records a second between the last two writes. `waited_s` went by in waiting(), `worked_s` is the rest
+    of the process's time.
+    """
+
+    role: str
+    path: Path | None = None
+    clock: Callable[[], float] = time.monotonic
+    records: int = 0
+    committed: int = 0
+    rejected: int = 0
+    waited_s: float = 0.0
+    last_commit_at: float | None = None
+    started_at: float = field(default_factory=time.time)
+    _began: float = field(default=0.0, repr=False)
+    _written_at: float = field(default=0.0, repr=False)
+    _written_records: int = field(default=0, repr=False)
+    _rate_hz: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        self._began = self._written_at = self.clock()
+
+    def took(self, records: int) -> None:
+        """Records were taken in."""
+        self.records += records
+
+    def rejects(self, records: int) -> None:
+        """Records could not be decoded."""
+        self.rejected += records
+
+    def commits(self, records: int) -> None:
+        """Records are durable and visible."""
+        self.committed += records
+        self.last_commit_at = time.time()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for somebody else: a broker, a deadline, room in a queue."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.waited_s += self.clock() - start
+
+    def tick(self) -> None:
+        """Write the file if the last time was a second ago; cheap to call at every turn of a loop."""
+        if self.clock() - self._written_at >= _WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file now."""
+        now = self.clock()
+        if now > self._written_at:
+            self._rate_hz = (self.records - self._written_records) / (now - self._written_at)
+        self._written_at, self._written_records = now, self.records
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.path.with_suffix(".new")
+            scratch.write_bytes(orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2))
+            scratch.replace(self.path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file holds. Times are seconds since 1970."""
+        return {
+            "role": self.role,
+            "pid": os.getpid(),
+            "records": self.records,
+            "committed": self.committed,
+            "rejected": self.rejected,
+            "rate_hz": round(self._rate_hz, 1),
+            "waited_s": round(self.waited_s, 3),
+            "worked_s": round(self.clock() - self._began - self.waited_s, 3),
+            "last_commit_at": self.last_commit_at,
+            "started_at": self.started_at,
+            "written_at": time.time(),
+        }
