@@ -1,0 +1,524 @@
+"""RabbitMQ nodes of one's own as processes on this machine, described as data: one node, or a cluster of three.
+
+Invariant: every port is on 127.0.0.1; there is no `guest`; passwords and the Erlang cookie live in files that only
+their owner can read and appear on no command line; and when the process that started the nodes ends, so do they.
+
+Erlang nodes find each other through `epmd`, which would otherwise make a daemon of itself and outlive the lab. Here it
+is one more tethered process on a port of its own, and `-start_epmd false` keeps the nodes from starting another.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+from streaming.cluster import ports, tether
+from streaming.errors import BrokerUnavailable, SetupError
+from streaming.topology import ROLES, STREAMS, RoleKind, StreamKind
+
+VHOST: Final = "streamgauge"
+EXCHANGE: Final = "streamgauge"
+OPERATOR: Final = "operator"  # makes queues and streams; administers the nodes
+MONITOR: Final = "monitor"  # reads the management API, no messages
+NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+READY_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 60.0
+PORTS_PER_NODE: Final = 6
+REPLICATION_PORTS: Final = 50  # each copy of a stream listens for a moment on the first free port of this many
+
+_SERVER: Final = "rabbitmq-server"
+# Debian's /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the script behind it does not.
+_PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
+_PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stream,rabbitmq_stream_management].\n"
+_LOOPBACK_DISTRIBUTION: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Where a node listens. From `replication` on come the ports on which streams are copied between nodes."""
+
+    amqp: int
+    stream: int
+    management: int
+    prometheus: int
+    distribution: int
+    replication: int
+
+
+@dataclass(frozen=True, slots=True)
+class RabbitProcess:
+    """One process as data (a node, or the nodes' epmd): run `command` in `folder` with `environment` added."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One RabbitMQ node as data, beside its process: `rabbit@…` name, ports and settings in RabbitMQ's own names."""
+
+    number: int
+    process: RabbitProcess
+    ports: NodePorts
+    settings: Mapping[str, str]
+
+    @property
+    def node_name(self) -> str:
+        """As Erlang calls it."""
+        return _node_name(self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """A whole cluster as data. Start `epmd` first, stop it last."""
+
+    root: Path
+    epmd: RabbitProcess
+    nodes: tuple[Node, ...]
+
+    @property
+    def processes(self) -> tuple[RabbitProcess, ...]:
+        """All processes, in the order in which they start."""
+        return (self.epmd, *(node.process for node in self.nodes))
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """User → password, made once per cluster; the file is its owner's only."""
+
+    passwords: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, root: Path) -> Credentials:
+        """Those of the cluster under `root`; made on the first call."""
+        path = root / "credentials.json"
+        if not path.exists():
+            users = (OPERATOR, MONITOR, *RoleKind)
+            _write_secret(path, json.dumps({str(user): secrets.token_urlsafe(24) for user in users}))
+        return cls(MappingProxyType(json.loads(path.read_text())))
+
+
+def install(progress: Callable[[str], None] = lambda _: None) -> None:
+    """RabbitMQ from the distribution's packages if it is missing, its own service kept from starting.
+
+    Needs root and apt; SetupError with the command to type where that is not so. `progress` says what is done.
+    """
+    if (_PROGRAMS / _SERVER).exists():
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupError(
+            "RabbitMQ is not installed",
+            "sudo env RUNLEVEL=1 apt-get install --no-install-recommends rabbitmq-server "
+            "&& sudo systemctl disable --now rabbitmq-server   (the lab runs nodes of its own)",
+        )
+    progress("installing rabbitmq-server with apt-get; its own service is kept from starting")
+    _without_service(["apt-get", "install", "-y", "--no-install-recommends", "rabbitmq-server"])
+
+
+def describe(
+    root: Path,
+    listening: Sequence[NodePorts],
+    epmd_port: int,
+    *,
+    logs: Path | None = None,
+    settings: Mapping[str, str] = NO_SETTINGS,
+) -> Nodes:
+    """The nodes 1, 2, … of one cluster whose data lies under `root`. Touches nothing.
+
+    `settings` (names of rabbitmq.conf) are added to, or replace, each node's own; logs go to `logs` or beside the data.
+    """
+    where = logs or root
+    common = {"HOME": str(root), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": ports.HOST}
+    epmd = RabbitProcess(
+        "rabbitmq-epmd",
+        ("epmd", "-address", ports.HOST, "-port", str(epmd_port)),
+        MappingProxyType(common),
+        root,
+        where / "rabbitmq-epmd.log",
+    )
+    numbers = range(1, len(listening) + 1)
+    nodes = tuple(
+        _describe(root, number, each, where, common, _settings(root, each, numbers) | dict(settings))
+        for number, each in zip(numbers, listening, strict=True)
+    )
+    return Nodes(root, epmd, nodes)
+
+
+def prepare(cluster: Nodes, progress: Callable[[str], None] = lambda _: None) -> Credentials:
+    """Everything before the first start: package, folders, settings, users. Doing it again changes nothing."""
+    install(progress)
+    cluster.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cookie = cluster.root / ".erlang.cookie"
+    if not cookie.exists():
+        _write_secret(cookie, secrets.token_hex(20).upper(), mode=0o400)
+    credentials = Credentials.of(cluster.root)
+    _write_secret(cluster.root / "definitions.json", json.dumps(_definitions(credentials)))
+    for node in cluster.nodes:
+        _prepare_node(node)
+    return credentials
+
+
+def ask(node: Node, credentials: Credentials, path: str, *, method: str = "GET", body: object = None) -> Any:
+    """The management API's answer to `path` (without /api), as Python values. BrokerUnavailable when there is none."""
+    token = base64.b64encode(f"{OPERATOR}:{credentials.passwords[OPERATOR]}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection(ports.HOST, node.ports.management, timeout=10)
+    try:
+        connection.request(method, f"/api{path}", None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokerUnavailable(f"{node.process.name}: the management API does not answer: {error}") from error
+    finally:
+        connection.close()
+    if response.status >= 400:
+        raise BrokerUnavailable(f"{node.process.name}: {method} {path}: {response.status} {answer[:200]!r}")
+    return json.loads(answer) if answer else None
+
+
+def is_ready(cluster: Nodes, credentials: Credentials) -> bool:
+    """Whether each node serves AMQP and streams and sees all the others running."""
+    return all(_serves(node) for node in cluster.nodes) and all(
+        _running(node, credentials) == {each.node_name for each in cluster.nodes} for node in cluster.nodes
+    )
+
+
+def control(node: Node, *arguments: str, timeout_s: float = 60.0) -> str:
+    """What `rabbitmqctl ARGUMENTS` says about this node. SetupError when it fails. Takes about two seconds."""
+    done = subprocess.run(
+        [str(_PROGRAMS / "rabbitmqctl"), "--node", node.node_name, *arguments],
+        env={**os.environ, **node.process.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
+    if done.returncode != 0:
+        raise SetupError(f"rabbitmqctl {arguments[0]} failed: {done.stderr.strip()}", f"look at {node.process.log}")
+    return done.stdout
+
+
+class DisposableRabbitMQ:
+    """RabbitMQ of one's own on free ports: to be killed, paused, alarmed and thrown away.
+
+    A context manager. All processes end when the block ends, and also when this process ends, even by SIGKILL. Node
+    numbers start at 1. The folder is a temporary one, deleted at the end, unless `folder` is given.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, count: int = 1, settings: Mapping[str, str] = NO_SETTINGS
+    ) -> None:
+        self._is_temporary = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="sg-rabbitmq-"))
+        epmd, *found = ports.free(1 + PORTS_PER_NODE * count)
+        listening = [NodePorts(*found[at : at + PORTS_PER_NODE]) for at in range(0, len(found), PORTS_PER_NODE)]
+        self.cluster = describe(self.folder, listening, epmd, settings=settings)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        # One thread starts every process and lives as long as they do: a tether holds to the thread that started it.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="rabbitmq-starter")
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes as data."""
+        return self.cluster.nodes
+
+    def __enter__(self) -> Self:
+        try:
+            self.credentials = prepare(self.cluster)
+            for process in self.cluster.processes:
+                self._launch(process)
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait_until_ready(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return when all nodes serve and see each other; BrokerUnavailable when one ended or time is up."""
+        deadline = time.monotonic() + timeout_s
+        while not is_ready(self.cluster, self.credentials):
+            ended = [name for name, process in self._processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise BrokerUnavailable(f"RabbitMQ is not ready ({ended or f'{timeout_s:.0f} s'}); see {self.folder}")
+            time.sleep(0.1)
+
+    def start(self, number: int) -> None:
+        """Start a stopped or killed node and wait until it is a working member again."""
+        self._launch(self.nodes[number - 1].process)
+        self.wait_until_ready()
+
+    def stop(self, number: int, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Orderly shutdown; returns when the process is gone."""
+        self._stop(self.nodes[number - 1].process.name, timeout_s)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL: what the node had not written is gone."""
+        process = self._of(number)
+        process.kill()
+        process.wait()
+
+    def pause(self, number: int) -> None:
+        """SIGSTOP: the node keeps its connections and answers nothing."""
+        self._of(number).send_signal(signal.SIGSTOP)
+
+    def resume(self, number: int) -> None:
+        """SIGCONT: the node goes on where it was."""
+        self._of(number).send_signal(signal.SIGCONT)
+
+    def ask(self, path: str, *, method: str = "GET", body: object = None) -> Any:
+        """What the first node's management API answers; see the function."""
+        return ask(self.nodes[0], self.credentials, path, method=method, body=body)
+
+    def drop_connections(self) -> int:
+        """Close every client's connection from the broker's side; returns how many there were."""
+        dropped = 0
+        for connection in self.ask("/connections"):
+            with contextlib.suppress(BrokerUnavailable):  # it went by itself
+                self.ask(f"/connections/{_quoted(connection['name'])}", method="DELETE")
+                dropped += 1
+        return dropped
+
+    def close(self) -> None:
+        """End every process and delete a temporary folder. Doing it again changes nothing."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+        self._starter.shutdown()
+        if self._is_temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _of(self, number: int) -> subprocess.Popen[bytes]:
+        return self._processes[self.nodes[number - 1].process.name]
+
+    def _stop(self, name: str, timeout_s: float) -> None:
+        process = self._processes[name]
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _launch(self, process: RabbitProcess) -> None:
+        self._processes[process.name] = self._starter.submit(_launch, process).result()
+
+
+def _launch(process: RabbitProcess) -> subprocess.Popen[bytes]:
+    process.log.parent.mkdir(parents=True, exist_ok=True)
+    with process.log.open("ab") as log:
+        return subprocess.Popen(
+            tether.tethered(process.command),
+            cwd=process.folder,
+            env={**os.environ, **process.environment, tether.PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _describe(
+    root: Path, number: int, listening: NodePorts, logs: Path, common: Mapping[str, str], settings: Mapping[str, str]
+) -> Node:
+    folder = root / str(number)
+    name = f"rabbitmq-{number}"
+    environment = {
+        **common,
+        "ERL_FLAGS": "-start_epmd false",
+        "RABBITMQ_NODENAME": _node_name(number),
+        "RABBITMQ_DIST_PORT": str(listening.distribution),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # the machine's own service has its settings there
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "RABBITMQ_LOG_BASE": str(folder / "logs"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+        # With "input allowed" the script becomes the Erlang machine instead of waiting for it as a parent, so that a
+        # signal, and the tether's, reaches the node itself.
+        "RABBITMQ_ALLOW_INPUT": "1",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput {_LOOPBACK_DISTRIBUTION}",
+        "RABBITMQ_CTL_ERL_ARGS": _LOOPBACK_DISTRIBUTION,
+    }
+    process = RabbitProcess(
+        name, (str(_PROGRAMS / _SERVER),), MappingProxyType(environment), folder, logs / f"{name}.log"
+    )
+    return Node(number, process, listening, MappingProxyType(dict(settings)))
+
+
+def _settings(root: Path, listening: NodePorts, numbers: Sequence[int]) -> dict[str, str]:
+    alone = {
+        "listeners.tcp.1": f"{ports.HOST}:{listening.amqp}",
+        "stream.listeners.tcp.1": f"{ports.HOST}:{listening.stream}",
+        "stream.advertised_host": ports.HOST,
+        "stream.advertised_port": str(listening.stream),
+        "management.tcp.ip": ports.HOST,
+        "management.tcp.port": str(listening.management),
+        "prometheus.tcp.ip": ports.HOST,
+        "prometheus.tcp.port": str(listening.prometheus),
+        "load_definitions": str(root / "definitions.json"),
+        # The default, 40 % of the machine, is for a machine that does nothing else.
+        "vm_memory_high_watermark.absolute": "1GiB",
+        "disk_free_limit.absolute": "1GB",  # the default, 50 MB, alarms when it is too late
+        # Quorum queues' log is kept in memory until it rolls over; the default of 512 MB is half the watermark.
+        "raft.wal_max_size_bytes": str(64 * 1024**2),
+        "log.console": "true",
+        "log.console.level": "warning",
+        "log.file": "false",
+        "cluster_name": "streamgauge",
+    }
+    if len(numbers) == 1:
+        return alone
+    members = {f"cluster_formation.classic_config.nodes.{number}": _node_name(number) for number in numbers}
+    return alone | members | {"cluster_formation.peer_discovery_backend": "classic_config"}
+
+
+def _prepare_node(node: Node) -> None:
+    folder = node.process.folder
+    folder.mkdir(exist_ok=True)
+    node.process.log.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f"{name} = {value}\n" for name, value in node.settings.items())
+    (folder / "rabbitmq.conf").write_text("".join(lines))
+    (folder / "enabled_plugins").write_text(_PLUGINS)
+    first = node.ports.replication
+    (folder / "advanced.config").write_text(
+        f"[{{osiris, [{{port_range, {{{first}, {first + REPLICATION_PORTS}}}}}]}}].\n"
+    )
+
+
+def _node_name(number: int) -> str:
+    return f"streamgauge{number}@localhost"
+
+
+def _definitions(credentials: Credentials) -> dict[str, object]:
+    """Users, permissions and the vhost, as the nodes load them at each start."""
+    tags = {OPERATOR: "administrator", MONITOR: "monitoring"}
+    granted = {OPERATOR: (".*", ".*", ".*"), MONITOR: ("^$", "^$", "^$")} | {
+        str(kind): _permissions(kind) for kind in RoleKind
+    }
+    return {
+        "vhosts": [{"name": VHOST}],
+        "users": [
+            {
+                "name": user,
+                "password_hash": _hashed(password),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": tags.get(user, ""),
+            }
+            for user, password in credentials.passwords.items()
+        ],
+        "permissions": [
+            {"user": user, "vhost": VHOST, "configure": configure, "write": write, "read": read}
+            for user, (configure, write, read) in granted.items()
+        ],
+        "topic_permissions": [
+            {"user": str(kind), "vhost": VHOST, "exchange": EXCHANGE, "write": _topics(kind), "read": "^$"}
+            for kind in RoleKind
+        ],
+    }
+
+
+def _permissions(kind: RoleKind) -> tuple[str, str, str]:
+    """What a role of this kind may configure, write and read. Queues are <stream>.<group>, streams <stream>."""
+    roles = [role for role in ROLES.values() if role.kind is kind]
+    queues = [f"{stream}\\.{role.name}" for role in roles for stream in role.reads]
+    streams = [stream for role in roles for stream in (*role.reads, *role.looks_up)]
+    writes = [EXCHANGE, *_written(kind)] if _written(kind) else []
+    return "^$", _anchored(writes), _anchored([*queues, *streams])
+
+
+def _topics(kind: RoleKind) -> str:
+    """Which routing keys (<stream>.<key>) a role of this kind may publish with."""
+    return f"^({'|'.join(_written(kind))})\\..*$" if _written(kind) else "^$"
+
+
+def _written(kind: RoleKind) -> list[str]:
+    names = {stream for role in ROLES.values() if role.kind is kind for stream in role.writes}
+    return sorted(name for name in names if STREAMS[name].kind is not StreamKind.STATE)
+
+
+def _anchored(names: Sequence[str]) -> str:
+    return f"^({'|'.join(sorted(set(names)))})$" if names else "^$"
+
+
+def _hashed(password: str) -> str:
+    """RabbitMQ's own form: a salt of four bytes before the SHA-256 of salt and password."""
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def _write_secret(path: Path, text: str, *, mode: int = 0o600) -> None:
+    scratch = path.with_name(path.name + ".new")
+    scratch.unlink(missing_ok=True)
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
+    scratch.replace(path)
+
+
+def _serves(node: Node) -> bool:
+    return all(_answers(port) for port in (node.ports.amqp, node.ports.stream, node.ports.management))
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((ports.HOST, port), timeout=1):
+        return True
+    return False
+
+
+def _running(node: Node, credentials: Credentials) -> set[str]:
+    with contextlib.suppress(BrokerUnavailable):
+        return {each["name"] for each in ask(node, credentials, "/nodes?columns=name,running") if each["running"]}
+    return set()
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote  # noqa: PLC0415
+
+    return quote(name, safe="")
+
+
+def _without_service(command: list[str]) -> None:
+    """Run apt-get with service starts refused (policy-rc.d answers 101), and its own service disabled afterwards."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    made = not policy.exists()
+    if made:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}, check=False
+        )
+    finally:
+        if made:
+            policy.unlink()
+    if done.returncode != 0:
+        raise SetupError("apt-get could not install rabbitmq-server", " ".join(command))
+    if shutil.which("systemctl"):
+        subprocess.run(["systemctl", "disable", "--now", "rabbitmq-server"], capture_output=True, check=False)
