@@ -51,7 +51,7 @@ def _positions(draw: st.DrawFn) -> pl.DataFrame:
                     "producer": st.sampled_from(["sim", "replay"]),
                     "epoch": st.integers(1, 2),
                     "sequence": st.sampled_from([MARK, *range(6)]),
-                    "event_time": st.integers(-4_000_000, 12_000_000).map(lambda us: EPOCH_US + us),
+                    "event_time": st.integers(-8, 24).map(lambda half_s: EPOCH_US + half_s * 500_000),
                     "latitude": _number,
                     "longitude": st.one_of(st.none(), st.floats(-180, 180), st.sampled_from([179.9999, -179.9999])),
                     "speed_mps": _number,

@@ -91,6 +91,11 @@ def test_outputs_are_numbered_on_over_the_partition() -> None:
     assert seen == [("means-4", 0, 0, "a"), ("means-4", 0, 1, "b"), ("means-4", 0, 2, "a")]
 
 
+def test_windows_come_in_the_order_in_which_they_were_closed_not_in_that_of_time() -> None:
+    rows = (position(20, producer="ahead"), position(0), mark(24, producer="ahead"), mark(4))
+    assert [mean["source"] for mean in means(*rows)] == ["ahead", "sim"]
+
+
 def test_what_is_missing_or_impossible_is_left_out_of_the_mean_but_counted() -> None:
     [mean] = means(
         position(0.1, latitude=None, speed_mps=None),
