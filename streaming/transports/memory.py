@@ -289,6 +289,7 @@ class MemorySource:
         self.owned: set[int] = set()
         self._transport = transport
         self._stream = stream
+        transport.topic(stream)
         self._group = transport.group(stream, group)
         self._keeper = keeper
         self._instance = instance

@@ -36,7 +36,13 @@ def error_of(exception: KafkaException) -> KafkaError:
 
 def is_fencing(error: KafkaError) -> bool:
     """Whether another instance has taken this one's place."""
-    return error.code() in _FENCED
+    # A consumer's fatal error hides its cause in its text.
+    return error.code() in _FENCED or (is_fatal(error) and "fenced" in error.str())
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether the client can't go on."""
+    return error.fatal() or error.code() == KafkaError._FATAL
 
 
 def is_absence(error: KafkaError) -> bool:

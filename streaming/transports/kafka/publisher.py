@@ -6,6 +6,7 @@ delivered makes every later call raise OutcomeUnknown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -16,6 +17,7 @@ from streaming.transports.kafka import failures
 from streaming.transports.kafka.settings import Settings
 
 _SLICE_RECORDS: Final = 20_000  # what is wrapped for the client at one time
+_BY_KEY: Final = -1  # librdkafka's PARTITION_UA
 _ROOM_WAIT_S: Final = 0.05
 _GOODBYE_S: Final = 10.0
 
@@ -32,9 +34,11 @@ class Sender:
 
     def send(self, topic: str, outgoing: Outgoing) -> None:
         """Queue the records, blocking while the queue is full. RestartRequired when an earlier one has failed."""
-        for start in range(0, len(outgoing.values), _SLICE_RECORDS):
-            chosen = slice(start, start + _SLICE_RECORDS)
-            self._queue(topic, _wrapped(outgoing, chosen))
+        for partition, keys, values in _by_partition(outgoing):
+            for start in range(0, len(values), _SLICE_RECORDS):
+                chosen = slice(start, start + _SLICE_RECORDS)
+                pairs = zip(values[chosen], keys[chosen], strict=True)
+                self._queue(topic, partition, [{"value": value, "key": key} for value, key in pairs])
 
     def check(self) -> None:
         """Serve delivery reports; RestartRequired when a record could not be delivered."""
@@ -42,10 +46,10 @@ class Sender:
         if self.failure is not None:
             raise failures.writing(self.who, self.failure)
 
-    def _queue(self, topic: str, messages: list[dict[str, Any]]) -> None:
+    def _queue(self, topic: str, partition: int, messages: list[dict[str, Any]]) -> None:
         while messages:
             self.check()
-            self.producer.produce_batch(topic, messages, on_delivery=self._note_report)
+            self.producer.produce_batch(topic, messages, partition, on_delivery=self._note_report)
             messages = [message for message in messages if "_error" in message]
             if messages:
                 # Once the queue is full, librdkafka refuses all that follows in the batch: what is left is its end.
@@ -56,7 +60,7 @@ class Sender:
         for message in messages:
             error: KafkaError = message.pop("_error")
             if error.code() != KafkaError._QUEUE_FULL:
-                if error.fatal() or failures.is_fencing(error):
+                if failures.is_fatal(error) or failures.is_fencing(error):
                     raise failures.writing(self.who, error)
                 raise UsageError(f"{topic} can't take a record of {len(message['value'])} bytes: {error.str()}")
 
@@ -65,17 +69,20 @@ class Sender:
             self.failure = error
 
     def _note_fatal(self, error: KafkaError) -> None:
-        if error.fatal() and self.failure is None:
+        if failures.is_fatal(error) and self.failure is None:
             self.failure = error
 
 
-def _wrapped(outgoing: Outgoing, chosen: slice) -> list[dict[str, Any]]:
-    values, keys = outgoing.values[chosen], outgoing.keys[chosen]
+def _by_partition(outgoing: Outgoing) -> list[tuple[int, Sequence[bytes], Sequence[bytes]]]:
+    """(partition, keys, values); produce_batch() takes a partition for the batch and ignores the messages' own."""
     if outgoing.partitions is None:
-        return [{"value": value, "key": key} for value, key in zip(values, keys, strict=True)]
+        return [(_BY_KEY, outgoing.keys, outgoing.values)]
+    places: dict[int, list[int]] = {}
+    for place, partition in enumerate(outgoing.partitions):
+        places.setdefault(partition, []).append(place)
     return [
-        {"value": value, "key": key, "partition": partition}
-        for value, key, partition in zip(values, keys, outgoing.partitions[chosen], strict=True)
+        (partition, [outgoing.keys[place] for place in chosen], [outgoing.values[place] for place in chosen])
+        for partition, chosen in places.items()
     ]
 
 

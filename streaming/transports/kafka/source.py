@@ -221,7 +221,7 @@ class KafkaSource:
     def _note_error(self, error: KafkaError) -> None:
         if failures.is_fencing(error):
             self._failure = self._failure or Fenced(f"{self._stream}: another process has this instance: {error.str()}")
-        elif error.fatal():
+        elif failures.is_fatal(error):
             self._failure = self._failure or RestartRequired(f"{self._stream}: {error.name()}: {error.str()}")
         else:
             _log.warning("%s: %s: %s", self._stream, error.name(), error.str())

@@ -75,7 +75,7 @@ class KafkaTransaction:
         try:
             self._run([*outputs, self._snapshots(states, offsets)], offsets)
         except OutcomeUnknown:  # a record was refused; in a transaction that means: it does not happen
-            if self._sender.failure is not None and self._sender.failure.fatal():
+            if self._sender.failure is not None and failures.is_fatal(self._sender.failure):
                 raise
             return self._begin_anew(offsets)
         except KafkaException as exception:
