@@ -1,0 +1,175 @@
+"""A table's files against what was claimed: chains, order, and the identity of every row.
+
+Invariant: each slot is read once, by itself and only its identity columns; in memory stay 8 bytes a row and the
+identities of one partition (10 million rows in six partitions: about 400 MB).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from sinks.findings import EXAMPLES, TableReport
+from sinks.reader import Slot, scan_slots
+from streaming.events import ORIGIN
+from streaming.generators.ledger import Account
+from streaming.intervals import IntervalSet
+
+Life = tuple[str, int]  # producer, epoch
+_COLUMNS: Final = [*ORIGIN, "vehicle", "_partition", "_offset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one life of a producer says it did. Sequences it never attempted must not be in any file."""
+
+    attempted: IntervalSet = field(default_factory=IntervalSet)
+    confirmed: IntervalSet = field(default_factory=IntervalSet)
+    unknown: IntervalSet = field(default_factory=IntervalSet)
+
+
+def claims_of(accounts: Iterable[Account], stream: str) -> dict[Life, Claim]:
+    """The ledgers' claims about one stream."""
+    return {
+        (account.producer, account.epoch): Claim(account.attempted, account.confirmed, account.unknown)
+        for account in accounts
+        if account.stream == stream
+    }
+
+
+def claims_of_counts(prefix: str, emitted: Mapping[int, int]) -> dict[Life, Claim]:
+    """The claims of a transformer that has committed `emitted` rows of each input partition, numbered from 0."""
+    whole = {partition: IntervalSet.of_ranges([(0, count)]) for partition, count in emitted.items()}
+    return {(f"{prefix}-{partition}", 0): Claim(numbers, numbers) for partition, numbers in whole.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What reading a table once has found: the slots that can be read, and every sequence (sorted, repeats kept)."""
+
+    slots: list[Slot]
+    sequences: Mapping[Life, NDArray[np.int64]]
+
+
+def check_files(report: TableReport, slots: Sequence[Slot]) -> Files:
+    """Read every slot; count rows and what is corrupt or reordered."""
+    report.files = len(slots)
+    readable: list[Slot] = []
+    sequences: dict[Life, list[NDArray[np.int64]]] = defaultdict(list)
+    ordered = sorted(slots, key=lambda slot: (slot.partition, slot.base))
+    for _, chain in groupby(ordered, key=lambda slot: slot.partition):
+        rows = _read_chain(report, list(chain), readable)
+        report.rows += len(rows)
+        _check_order(report, rows)
+        for (producer, epoch), own in rows.group_by("producer", "epoch"):
+            sequences[str(producer), int(str(epoch))].append(own["sequence"].to_numpy())
+    return Files(readable, {life: np.sort(np.concatenate(parts)) for life, parts in sequences.items()})
+
+
+def _rows(slot: Slot) -> pl.DataFrame | None:
+    try:
+        rows: pl.DataFrame = scan_slots([slot]).select(_COLUMNS).collect()
+    except (pl.exceptions.PolarsError, OSError):
+        return None
+    return rows
+
+
+def _read_chain(report: TableReport, chain: Sequence[Slot], readable: list[Slot]) -> pl.DataFrame:
+    breaks = [
+        f"p={later.partition}/{later.path.name} follows the end {slot.next}"
+        for slot, later in pairwise(chain)
+        if slot.next != later.base
+    ]
+    report.add("corrupt", len(breaks), breaks)
+    kinds = pl.Schema(dict.fromkeys(_COLUMNS, pl.Int64) | {"producer": pl.String, "vehicle": pl.String})
+    frames = [pl.DataFrame(schema=kinds)]
+    for slot in chain:
+        if (frame := _checked(report, slot)) is not None:
+            readable.append(slot)
+            frames.append(frame.cast(kinds))
+    return pl.concat(frames)
+
+
+def _checked(report: TableReport, slot: Slot) -> pl.DataFrame | None:
+    """A slot's identities, after what the file says about itself has been held against them."""
+    name = f"p={slot.partition}/{slot.path.name}"
+    frame = _rows(slot)
+    if frame is None:
+        report.add("corrupt", 1, [f"{name} is unreadable"])
+        return None
+    problems = []
+    if len(frame) != slot.rows:
+        problems.append(f"{name} holds {len(frame)} rows and says {slot.rows}")
+    outside = ~pl.col("_offset").is_between(slot.base, slot.next - 1) | (pl.col("_partition") != slot.partition)
+    if strangers := frame.filter(outside).height:
+        problems.append(f"{name} holds {strangers} rows from outside [{slot.base}, {slot.next})")
+    report.add("corrupt", len(problems), problems)
+    back = frame.filter(pl.col("_offset").diff() <= 0)
+    report.add("reordered", len(back), (f"{name} offset {offset}" for offset in back["_offset"]))
+    return frame
+
+
+def _check_order(report: TableReport, rows: pl.DataFrame) -> None:
+    """A vehicle's records of one life must rise in sequence along the offsets; a repeat is no disorder, but doubled."""
+    first = rows.sort("_offset", maintain_order=True).unique([*ORIGIN], keep="first", maintain_order=True)
+    back = first.filter(pl.col("sequence").diff().over("producer", "epoch", "vehicle") < 0)
+    report.at_least("reordered", len(back), _named(back.head(EXAMPLES)))
+
+
+def _named(rows: pl.DataFrame) -> Iterator[str]:
+    return ("/".join(map(str, origin)) for origin in rows.select(*ORIGIN).iter_rows())
+
+
+def check_identities(
+    report: TableReport,
+    seen: Mapping[Life, NDArray[np.int64]],
+    before: Mapping[Life, Claim],
+    after: Mapping[Life, Claim],
+    *,
+    kept: Mapping[Life, IntervalSet] | None = None,
+) -> None:
+    """Count lost, duplicated, unexpected and recovered.
+
+    `before`: claims from before the cut, all of which must be here; `after`: claims from after the files were read,
+    which must cover what is here. `kept` is for a compacted stream: of what is not here, only what the broker still
+    has counts as lost, for a later record of its key may have taken the place of the rest.
+    """
+    missing_total, superseded = 0, 0
+    examples: list[str] = []
+    for life in sorted({*before, *seen}):
+        numbers = seen.get(life, np.empty(0, dtype=np.int64))
+        here = IntervalSet.of_sorted(numbers)
+        _check_seen(report, life, numbers, here, after.get(life, Claim()))
+        missing = before.get(life, Claim()).confirmed - here
+        if kept is not None:
+            superseded += len(missing - kept.get(life, IntervalSet()))
+            missing = missing & kept.get(life, IntervalSet())
+        missing_total += len(missing)
+        examples += _examples(life, missing)
+    lost = max(0, missing_total - report.counts["pending"])
+    report.at_least("lost", lost, examples)
+    if missing_total > lost:
+        report.notes.append(
+            f"{missing_total - lost:,} confirmed records are missing that may be among the pending ones"
+        )
+    if superseded:
+        report.notes.append(f"{superseded:,} confirmed records were superseded by a later one of their key")
+
+
+def _check_seen(report: TableReport, life: Life, numbers: NDArray[np.int64], here: IntervalSet, claim: Claim) -> None:
+    again = numbers[1:][np.diff(numbers) == 0]
+    report.add("duplicated", len(again), _examples(life, IntervalSet.of_sorted(again)))
+    strangers = here - claim.attempted
+    report.add("unexpected", len(strangers), _examples(life, strangers))
+    report.add("recovered", len(recovered := claim.unknown & here), _examples(life, recovered))
+
+
+def _examples(life: Life, numbers: IntervalSet) -> list[str]:
+    return [f"{life[0]}/{life[1]}/{number}" for number, _ in zip(numbers, range(EXAMPLES), strict=False)]

@@ -1,0 +1,187 @@
+"""Are the derived tables what their input says? Landed means and alerts against their recomputation.
+
+Invariant: only what belongs together is compared (see cut), and only when the input's own files are whole; whatever
+could not be compared is said in a note, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from sinks.cut import Cut, Ends
+from sinks.findings import DAMAGE, EXAMPLES, TableReport
+from sinks.reader import Slot, scan_slots
+from sinks.recomputation import (
+    ALERT_VALUES,
+    MEANS_VALUES,
+    WINDOW,
+    recompute_alerts,
+    recompute_means,
+    with_lateness,
+    with_scores,
+)
+from streaming.events import ORIGIN, polars_schema
+from streaming.topology import STREAMS
+from streaming.transformers.enrichment import REFERENCE, latest
+
+_PLACE: Final = ["_partition", "_offset"]
+_ALERT: Final = [*WINDOW, "kind"]
+_VEHICLES: Final = ("sequence", *REFERENCE)
+_FIX: Final = ["vehicle", *ORIGIN, "event_time", "latitude", "longitude", "speed_mps"]
+
+
+@dataclass(slots=True)
+class Landed:
+    """The Parquet tables by stream: their reports so far and their readable slots."""
+
+    reports: Mapping[str, TableReport]
+    slots: Mapping[str, Sequence[Slot]]
+    cut: Cut
+
+    def rows(self, stream: str, columns: Sequence[str], ends: Ends, partition: int | None = None) -> pl.DataFrame:
+        """The stream's landed rows below `ends`, in offset order; of all partitions if none is given."""
+        wanted = [slot for slot in self.slots[stream] if partition in (None, slot.partition)]
+        if not wanted or not ends:
+            kinds = polars_schema(STREAMS[stream].schema) | dict.fromkeys(_PLACE, pl.Int64)
+            return pl.DataFrame(schema={name: kinds[name] for name in (*columns, *_PLACE)})
+        return scan_slots(wanted).select(*columns, *_PLACE).filter(_below(ends)).sort(_PLACE).collect()
+
+    def is_comparable(self, stream: str, *inputs: str) -> bool:
+        """Whether the inputs' files are whole and complete. If not, the stream's report gets a note."""
+        for name in inputs:
+            found = [word for word in (*DAMAGE, "pending") if self.reports[name].counts[word]]
+            if found:
+                self.reports[stream].notes.append(f"not recomputed: {name} has {', '.join(found)} records")
+                return False
+        return True
+
+
+def _below(ends: Ends) -> pl.Expr:
+    behind = [(pl.col("_partition") == partition) & (pl.col("_offset") < end) for partition, end in ends.items()]
+    return pl.any_horizontal(behind)
+
+
+def check_means(landed: Landed) -> None:
+    """position_means and late_positions against positions."""
+    report, late_report = landed.reports["position_means"], landed.reports["late_positions"]
+    if not landed.is_comparable("position_means", "positions", "late_positions"):
+        return
+    due, inputs = landed.cut.due, landed.cut.inputs
+    late = landed.rows("late_positions", ORIGIN, inputs["late_positions"]).select(ORIGIN)
+    means = landed.rows("position_means", [*ORIGIN, *WINDOW, *MEANS_VALUES], due["position_means"])
+    unexplained, silent = late, late
+    for partition, end in inputs["positions"].items():
+        positions = landed.rows("positions", _FIX, {partition: end}, partition)
+        positions = with_lateness(positions, due["positions"].get(partition, 0))
+        unexplained = unexplained.join(positions, on=ORIGIN, how="anti")
+        silent = silent.join(positions.filter("is_late"), on=ORIGIN, how="anti")
+        overdue = positions.filter(pl.col("is_late"), pl.col("_offset") < due["positions"].get(partition, 0))
+        _missing(late_report, overdue.join(late, on=ORIGIN, how="anti"), ORIGIN)
+        own = means.filter(pl.col("producer") == f"means-{partition}")
+        _compare(report, recompute_means(positions, late), own, WINDOW, MEANS_VALUES)
+    late_report.at_least("unexpected", len(unexplained), _shown(unexplained, ORIGIN))
+    if by_mark := len(silent) - len(unexplained):
+        late_report.notes.append(f"{by_mark:,} positions were late by a mark's word; marks are in no file to check it")
+
+
+def check_alerts(landed: Landed) -> None:
+    """Alerts against position_means and vehicles."""
+    report = landed.reports["alerts"]
+    if not landed.is_comparable("alerts", "position_means", "vehicles"):
+        return
+    due, inputs = landed.cut.due, landed.cut.inputs
+    history = landed.rows("vehicles", [*_VEHICLES], inputs["vehicles"])
+    alerts = landed.rows("alerts", ["producer", *WINDOW, "kind", *ALERT_VALUES, "vehicles_version"], due["alerts"])
+    columns = [*WINDOW, "window_end", "latitude", "longitude", "speed_mps"]
+    for partition, end in inputs["position_means"].items():
+        means = with_scores(landed.rows("position_means", columns, {partition: end}, partition))
+        own = alerts.filter(pl.col("producer") == f"alerts-{partition}")
+        for (version,), judged in own.group_by("vehicles_version"):
+            expected = recompute_alerts(means, _vehicles_at(history, int(str(version))))
+            _compare(report, expected.with_columns(is_due=False), judged, _ALERT, ALERT_VALUES)
+        _check_silence(report, means, own, history, due["position_means"].get(partition, 0))
+
+
+def _check_silence(
+    report: TableReport, means: pl.DataFrame, alerts: pl.DataFrame, history: pl.DataFrame, due: int
+) -> None:
+    """Alerts that every version of the vehicles says must be, whichever it was that judged, and that are not there.
+
+    Versions only rise, so the alerts before and after a mean bound the version that judged it.
+    """
+    judged_by = alerts.group_by(WINDOW).agg(version=pl.col("vehicles_version").max())
+    newest = int(history.select(pl.col("_offset").max() + 1).fill_null(0).item())
+    bounds = (
+        means.join(judged_by, on=WINDOW, how="left", maintain_order="left")
+        .with_columns(
+            oldest=pl.col("version").forward_fill().fill_null(0),
+            newest=pl.col("version").backward_fill().fill_null(newest),
+        )
+        .filter(pl.col("_offset") < due)
+    )
+    for (oldest, youngest), windows in bounds.group_by("oldest", "newest"):
+        certain = _unchanged(history, int(str(oldest)), int(str(youngest)))
+        expected = recompute_alerts(windows, certain)
+        _missing(report, expected.join(alerts, on=_ALERT, how="anti"), _ALERT)
+
+
+def _vehicles_at(history: pl.DataFrame, version: int) -> pl.DataFrame:
+    return latest(history.filter(pl.col("_offset") < version))
+
+
+def _unchanged(history: pl.DataFrame, oldest: int, newest: int) -> pl.DataFrame:
+    """The vehicles of which all versions between the two say the same."""
+    known = _vehicles_at(history, oldest)
+    later = history.filter(pl.col("_offset").is_between(oldest, newest - 1))
+    changed = later.join(known, on=list(REFERENCE), how="anti", nulls_equal=True)
+    return known.join(changed, on="vehicle", how="anti")
+
+
+def check_formats(
+    report: TableReport, own: Sequence[Slot], others: Sequence[Slot], ends: Ends, columns: list[str]
+) -> None:
+    """The same stream's rows below `ends` in two formats: `own`, the table of the report, against `others`."""
+    for partition, end in ends.items():
+        pair = [
+            scan_slots([slot for slot in slots if slot.partition == partition])
+            .select(*columns, *_PLACE)
+            .filter(pl.col("_offset") < end)
+            .collect()
+            for slots in (own, others)
+            if any(slot.partition == partition for slot in slots)
+        ]
+        if len(pair) == 2:
+            differing = pair[0].join(pair[1], on=[*_PLACE, *columns], how="anti", nulls_equal=True)
+            report.at_least("wrong", len(differing), _shown(differing, _PLACE))
+
+
+def _compare(
+    report: TableReport, expected: pl.DataFrame, landed: pl.DataFrame, key: Sequence[str], values: Sequence[str]
+) -> None:
+    """Each landed key once, expected, and with the expected values; each expected key that is_due landed."""
+    first = landed.unique(key, keep="first", maintain_order=True)
+    report.at_least(
+        "duplicated", len(landed) - len(first), _shown(landed.filter(landed.select(key).is_duplicated()), key)
+    )
+    strangers = first.join(expected, on=key, how="anti")
+    report.at_least("unexpected", len(strangers), _shown(strangers, key))
+    known = first.join(strangers, on=key, how="anti")
+    wrong = known.join(expected, on=[*key, *values], how="anti", nulls_equal=True)
+    report.at_least("wrong", len(wrong), _shown(wrong, key))
+    _missing(report, expected.filter("is_due").join(landed, on=key, how="anti"), key)
+
+
+def _missing(report: TableReport, rows: pl.DataFrame, key: Sequence[str]) -> None:
+    """Lost, unless what is pending may hold them."""
+    if len(rows) and report.counts["pending"]:
+        report.notes.append(f"{len(rows):,} due records are missing that may be among the pending ones")
+    else:
+        report.at_least("lost", len(rows), _shown(rows, key))
+
+
+def _shown(rows: pl.DataFrame, key: Sequence[str]) -> Iterable[str]:
+    return ["/".join(map(str, row)) for row in rows.select(key).head(EXAMPLES).iter_rows()]
