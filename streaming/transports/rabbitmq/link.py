@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,14 +23,16 @@ from streaming.transports.rabbitmq.wire import BulkConnection
 HEARTBEAT_S: Final = 15
 CONNECT_TIMEOUT_S: Final = 10.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
-_REFUSALS: Final = {403, 404, 406, 530}  # what will be refused again: rights, missing or different queues
+_FORBIDDEN: Final = 403
+_REFUSALS: Final = {403, 404, 406, 530}  # on a first connection: rights, missing or different queues, no such host
+_STEADY_S: Final = 5.0
 _RECEIVE_BYTES: Final = 64 * 1024
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports every lost connection; the link does that
 
 
 def parameters(address: Address, client: str) -> pika.ConnectionParameters:
-    """pika's form of an address; `client` is shown by the broker's tools."""
+    """An address in pika's form; `client` is shown by the broker's tools."""
     return pika.ConnectionParameters(
         host=address.host,
         port=address.port,
@@ -42,7 +45,7 @@ def parameters(address: Address, client: str) -> pika.ConnectionParameters:
 
 
 class Link:
-    """Calls `on_open(connection, channel)` for each connection and `on_lost()` for each that ends, on its own thread."""
+    """Calls `on_open(connection, channel)` and `on_lost()` for each connection that comes and goes, on its own thread."""
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Link:
         self.is_blocked = False  # the broker has told producers to wait (memory or disk alarm)
         self.connections = 0  # how often a channel was opened
         self.failure: StreamgaugeError | None = None  # why there will be no connection again
+        self.has_served = False  # set by the user when the broker has granted what was asked for
         self._address, self._client = address, client
         self._on_open, self._on_lost, self._on_data = on_open, on_lost, on_data
         self._connection: BulkConnection | None = None
@@ -94,9 +98,10 @@ class Link:
     def _run(self) -> None:
         wait_s = _FIRST_WAIT_S
         while not self._closing.is_set() and not self.failure:
-            before = self.connections
+            began = time.monotonic()
             self._connect_and_serve()
-            wait_s = _FIRST_WAIT_S if self.connections > before else min(2 * wait_s, _LONGEST_WAIT_S)
+            is_steady = time.monotonic() - began > _STEADY_S
+            wait_s = _FIRST_WAIT_S if is_steady else min(2 * wait_s, _LONGEST_WAIT_S)
             self._closing.wait(wait_s)
         self._opened.set()
 
@@ -140,9 +145,9 @@ class Link:
 
     def _judge(self, reason: Exception | str) -> None:
         """Note the failure if trying again would not help."""
+        final = {_FORBIDDEN} if self.has_served else _REFUSALS
         refused = isinstance(reason, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
-        closed = isinstance(reason, exceptions.ChannelClosedByBroker | exceptions.ConnectionClosedByBroker)
-        if refused or (closed and reason.reply_code in _REFUSALS):
+        if (refused and not self.has_served) or getattr(reason, "reply_code", None) in final:
             self.failure = SetupError(
                 f"RabbitMQ at {self._address} refuses {self._client}: {reason}",
                 "check that the queues were made, and the user's password and permissions",

@@ -66,6 +66,10 @@ class Deliveries:
     def __len__(self) -> int:
         return len(self.values)
 
+    def clear(self) -> None:
+        """Forget them."""
+        self.tags, self.again, self.values = [], [], []
+
     def take(self, data: bytes, at: int) -> tuple[int, bool]:
         """Take whole deliveries from `data[at:]`; returns where they end, and whether a part of one is next."""
         end = len(data)
@@ -81,28 +85,26 @@ class Deliveries:
 
     def _take_one(self, data: bytes, tag_at: int, header_at: int, end: int) -> int:
         """Take the delivery whose tag and header lie there; returns where it ends, or -1 if that is not here yet."""
-        body_at = header_at + 19
-        if body_at > end:
+        if header_at + 19 > end:
             return -1
-        (wanted,) = _SIZE.unpack_from(data, header_at + 11)
-        body_at = header_at + _FRAME_SIZE + _FRAME.unpack_from(data, header_at)[2]
+        wanted = int.from_bytes(data[header_at + 11 : header_at + 19])
+        at = header_at + _FRAME_SIZE + int.from_bytes(data[header_at + 3 : header_at + 7])
         parts: list[bytes] = []
         while wanted > 0:
-            if body_at + 7 > end:
+            size = int.from_bytes(data[at + 3 : at + 7])
+            after = at + size + _FRAME_SIZE
+            if at + 7 > end or after > end:
                 return -1
-            size = _FRAME.unpack_from(data, body_at)[2]
-            if body_at + size + _FRAME_SIZE > end:
-                return -1
-            parts.append(data[body_at + 7 : body_at + 7 + size])
+            parts.append(data[at + 7 : after - 1])
             wanted -= size
-            body_at += size + _FRAME_SIZE
-        if body_at > end:
+            at = after
+        if at > end:
             return -1
         tag, again = _TAG.unpack_from(data, tag_at)
         self.tags.append(tag)
         self.again.append(again)
         self.values.append(parts[0] if len(parts) == 1 else b"".join(parts))
-        return body_at
+        return at
 
 
 class BulkConnection(pika.SelectConnection):  # type: ignore[misc]
@@ -112,6 +114,7 @@ class BulkConnection(pika.SelectConnection):  # type: ignore[misc]
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._frame_buffer = b""
         self.deliveries = Deliveries()
         self.on_deliveries: Callable[[], None] = lambda: None
         super().__init__(*arguments, **options)

@@ -1,0 +1,147 @@
+"""RabbitMQ queues as a transport: a topic exchange, and for each (stream, group) a queue of its own bound to it.
+
+What it can: competing consumers, acknowledgement, back-pressure. What it cannot: read again what was acknowledged. So
+it is not a Replayable: it has no extents() and no count_between(), and a group that joins late gets what comes after.
+Reference data (`vehicles`) is also kept in a RabbitMQ stream, bound to the same exchange, and can be read whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import pika
+from pika import exceptions
+
+from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
+from streaming.interfaces import Keeper
+from streaming.topology import ROLES, Stream, StreamKind
+from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.link import parameters
+from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
+from streaming.transports.rabbitmq.queue_source import PREFETCH, QueueSource
+
+MAX_QUEUE_BYTES: Final = 4 * 1024**3  # then the queue refuses, and publishers wait
+_NEEDS_LIMIT_OFF: Final = (4, 0)  # from here on quorum queues drop a message after 20 deliveries unless told not to
+_MISSING: Final = 404
+
+
+class RabbitQueues:
+    """What queues have of Transport. `readers` gives the groups of a stream; by default the roles that read it."""
+
+    name = "rabbitmq"
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        queue_type: str = "quorum",
+        readers: Callable[[str], Iterable[str]] | None = None,
+        prefetch: int = PREFETCH,
+    ) -> None:
+        self._address, self._queue_type, self._prefetch = address, queue_type, prefetch
+        self._readers = readers or _roles_that_read
+
+    def create(self, streams: Iterable[Stream], *, replication: int) -> None:
+        """Make the exchange, each reader's queue and the reference streams. Needs a user who may configure.
+
+        `replication` is the number of members of each quorum queue. UsageError for what exists in another shape.
+        """
+        with _channel(self._address) as channel:
+            self._declare_exchanges(channel)
+            for stream in streams:
+                if stream.kind is StreamKind.STATE:  # kept in files beside the outbox
+                    continue
+                for group in self._readers(stream.name):
+                    self._declare_queue(channel, stream.name, group, replication)
+                if stream.kind is StreamKind.REFERENCE:
+                    self._declare_log(channel, stream.name)
+
+    def publisher(self, client: str) -> QueuePublisher:
+        """A publisher with a connection of its own. BrokerUnavailable when none can be had."""
+        return QueuePublisher(self._address, client)
+
+    def source(self, stream: str, group: str, keeper: Keeper, *, instance: int = 0) -> QueueSource:
+        """Consume the group's queue. While another consumer is active this one waits for its turn.
+
+        UsageError when the queue does not exist.
+        """
+        with _channel(self._address) as channel:
+            _check_queue(channel, self._address.queue(stream, group))
+        return QueueSource(self._address, stream, group, keeper, instance=instance, prefetch=self._prefetch)
+
+    def depths(self, stream: str) -> Mapping[str, int]:
+        """How many messages wait, ready to be delivered, in each group's queue."""
+        with _channel(self._address) as channel:
+            return {group: _check_queue(channel, self._address.queue(stream, group)) for group in self._readers(stream)}
+
+    def _declare_exchanges(self, channel: Any) -> None:
+        dead = self._address.dead_letters
+        channel.exchange_declare(self._address.exchange, "topic", durable=True)
+        channel.exchange_declare(dead, "fanout", durable=True)
+        channel.queue_declare(dead, durable=True, arguments={"x-queue-type": self._queue_type})
+        channel.queue_bind(dead, dead)
+
+    def _declare_queue(self, channel: Any, stream: str, group: str, replication: int) -> None:
+        queue = self._address.queue(stream, group)
+        arguments: dict[str, object] = {
+            "x-queue-type": self._queue_type,
+            "x-single-active-consumer": True,
+            "x-overflow": "reject-publish",
+            "x-max-length-bytes": MAX_QUEUE_BYTES,
+            "x-dead-letter-exchange": self._address.dead_letters,
+        }
+        if self._queue_type == "quorum":
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+            arguments["x-quorum-initial-group-size"] = replication
+            if _version(channel) >= _NEEDS_LIMIT_OFF:
+                arguments["x-delivery-limit"] = -1
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+        channel.queue_bind(queue, self._address.exchange, f"{stream}.#")
+
+    def _declare_log(self, channel: Any, stream: str) -> None:
+        log = self._address.log(stream)
+        channel.queue_declare(log, durable=True, arguments={"x-queue-type": "stream"})
+        channel.queue_bind(log, self._address.exchange, f"{stream}.#")
+
+
+def _roles_that_read(stream: str) -> list[str]:
+    return [role.name for role in ROLES.values() if stream in role.reads]
+
+
+@contextlib.contextmanager
+def _channel(address: Address) -> Iterator[Any]:
+    """A channel for a few questions; pika's errors become the project's."""
+    try:
+        connection = pika.BlockingConnection(parameters(address, "topology"))
+    except (exceptions.AMQPConnectionError, OSError) as error:
+        raise _translated(error, address) from error
+    try:
+        yield connection.channel()
+    except exceptions.AMQPError as error:
+        raise _translated(error, address) from error
+    finally:
+        with contextlib.suppress(exceptions.AMQPError):
+            connection.close()
+
+
+def _translated(error: Exception, address: Address) -> StreamgaugeError:
+    code = getattr(error, "reply_code", None)
+    if code == _MISSING:
+        return UsageError(f"RabbitMQ at {address}: {error}; make the queues first")
+    if code == 406:
+        return UsageError(f"RabbitMQ at {address}: it exists in another shape: {error}")
+    if code == 403 or isinstance(error, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError):
+        return SetupError(f"RabbitMQ at {address} refuses: {error!r}", "check user, password and permissions")
+    return BrokerUnavailable(f"no RabbitMQ answers at {address}: {error!r}")
+
+
+def _check_queue(channel: Any, queue: str) -> int:
+    """How many messages are ready in it; raises pika's error when it does not exist."""
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+def _version(channel: Any) -> tuple[int, ...]:
+    properties = channel.connection._impl.server_properties
+    return tuple(int(part) for part in properties["version"].split(".")[:2])
