@@ -45,7 +45,7 @@ def parameters(address: Address, client: str) -> pika.ConnectionParameters:
 
 
 class Link:
-    """Calls `on_open(connection, channel)` and `on_lost()` for each connection that comes and goes, on its own thread."""
+    """Calls `on_open(connection, channel)` and `on_lost()` for each connection that comes or goes, on its thread."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ PARTITION: Final = 0
 
 
 class QueueSource:
-    """One consumer. Of a lost connection the keeper learns by `release(lost=True)` within poll(), before new batches."""
+    """One consumer. Of a lost connection the keeper learns by `release(lost=True)` in poll(), before new batches."""
 
     def __init__(
         self, address: Address, stream: str, group: str, keeper: Keeper, *, instance: int = 0, prefetch: int = PREFETCH
