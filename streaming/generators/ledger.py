@@ -115,7 +115,7 @@ class Ledger:
             return
         now = time.monotonic()
         if now - self._reserved_at < BLOCK_S:
-            self._block *= 2
+            self._block = 2 * max(self._block, end - self._reserved)
         self._reserved_at = now
         start, self._reserved = self._reserved, max(end, self._reserved + self._block)
         self._write({"reserved": [start, self._reserved]}, is_durable=True)

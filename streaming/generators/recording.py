@@ -167,18 +167,17 @@ def _gpx(path: Path, file: IO[bytes], mapping: dict[str, str]) -> Iterator[pl.Da
 
 def _csv(path: Path, file: IO[bytes], start: bytes, mapping: dict[str, str]) -> Iterator[pl.DataFrame]:
     encoding = "utf-16" if start[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig"
-    lines: Iterator[tuple[int, str]] = enumerate(
-        io.TextIOWrapper(file, encoding=encoding, errors="replace", newline=None), start=1
-    )
-    number, head = next((n, line) for n, line in lines if line.strip() and not line.startswith("#"))
-    delimiter = max(_DELIMITERS, key=head.count)
-    first = _cells(head, delimiter)
-    found = Columns.found if is_header(first) else Columns.numbered
-    columns = found(path, first, mapping, has_decimal_comma=delimiter != ",")
-    if found == Columns.numbered:
-        lines = chain([(number, head)], lines)
-    while block := list(islice(lines, LINES_AT_ONCE)):
-        yield _csv_block(columns, [(n, line.rstrip("\r\n")) for n, line in block if line.strip()], delimiter)
+    with io.TextIOWrapper(file, encoding=encoding, errors="replace") as text:
+        lines = ((n, line.rstrip("\n")) for n, line in enumerate(text, start=1) if line.strip())
+        number, head = next(((n, line) for n, line in lines if not line.startswith("#")), (1, ""))
+        delimiter = max(_DELIMITERS, key=head.count)
+        first = _cells(head, delimiter)
+        has_names = is_header(first)
+        found = Columns.found if has_names else Columns.numbered
+        columns = found(path, first, mapping, has_decimal_comma=delimiter != ",")
+        rows = lines if has_names else chain([(number, head)], lines)
+        while block := list(islice(rows, LINES_AT_ONCE)):
+            yield _csv_block(columns, block, delimiter)
 
 
 def _csv_block(columns: Columns, lines: Sequence[tuple[int, str]], delimiter: str) -> pl.DataFrame:
@@ -205,4 +204,4 @@ def _row(line: str, delimiter: str, width: int) -> list[str] | str:
 
 def _cells(line: str, delimiter: str) -> list[str]:
     """One line, by itself: an open quote must not swallow the lines after it."""
-    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])

@@ -216,7 +216,7 @@ class _Sender:
         if waited_s >= FLUSH_AFTER_S or waiting >= FLUSH_AFTER_RECORDS:
             is_settled = self.publisher.flush(FLUSH_AFTER_S)
         else:
-            is_settled = waited_s >= CONFIRM_S and self.publisher.outstanding == 0
+            is_settled = waited_s >= CONFIRM_S and self.publisher.flush(0)
         if is_settled:
             self._confirm()
 
