@@ -3,7 +3,8 @@
 Invariant: no jar reaches a class path unless its checksum is the one in `jars.lock`. When all jars are there, neither
 the network nor the Maven client (jgo, pure Python; no `mvn`, no Java) is touched.
 
-`python -m streaming.cluster.jars` fetches what is missing; `--lock` resolves anew and writes the lock.
+`python -m streaming.cluster.jars` fetches what is missing and prepares quick starts (warmup.py); `--lock` resolves anew
+and writes the lock.
 """
 
 from __future__ import annotations
@@ -163,10 +164,19 @@ def main(arguments: list[str]) -> int:
             print(f"{LOCK.name}: {len(pinned)} jars")
         else:
             install(lambda says: print(says, file=sys.stderr))
+            _warm_up()
     except SetupError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _warm_up() -> None:
+    from streaming.cluster import kafka, warmup  # noqa: PLC0415 - they need the jars
+
+    if not warmup.is_made():
+        print("preparing quick broker starts (about 15 s, once)", file=sys.stderr)
+        kafka.warm_up()
 
 
 if __name__ == "__main__":

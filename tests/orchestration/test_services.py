@@ -23,6 +23,7 @@ from streaming.cluster.supervision import Service, ServiceState, Supervisor
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 from streaming.home import Home
 from streaming.lab import Lab
+from streaming.topology import ROLES
 
 ROLE = """
 import json, os, pathlib, signal, sys, time
@@ -182,7 +183,7 @@ def test_every_role_and_dagster_are_services_and_brokers_only_if_they_are_the_la
     names = [each.name for each in services.services_of(home, Lab())]
     assert names[:3] == ["kafka-1", "kafka-2", "kafka-3"]
     assert names[-2:] == ["dagster-webserver", "dagster-daemon"]
-    assert names[3:-2] == list(services.ROLES)
+    assert names[3:-2] == list(ROLES)
     assert [each.name for each in services.services_of(home, Lab(bootstrap_servers="elsewhere:9092"))] == names[3:]
 
 
