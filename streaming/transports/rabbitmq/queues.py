@@ -48,7 +48,7 @@ class RabbitQueues:
 
         `replication` is the number of members of each quorum queue. UsageError for what exists in another shape.
         """
-        with _channel(self._address) as channel:
+        with channel_of(self._address) as channel:
             self._declare_exchanges(channel)
             for stream in streams:
                 if stream.kind is StreamKind.STATE:  # kept in files beside the outbox
@@ -67,14 +67,14 @@ class RabbitQueues:
 
         UsageError when the queue does not exist.
         """
-        with _channel(self._address) as channel:
-            _check_queue(channel, self._address.queue(stream, group))
+        with channel_of(self._address) as channel:
+            ready_in(channel, self._address.queue(stream, group))
         return QueueSource(self._address, stream, group, keeper, instance=instance, prefetch=self._prefetch)
 
     def depths(self, stream: str) -> Mapping[str, int]:
         """How many messages wait, ready to be delivered, in each group's queue."""
-        with _channel(self._address) as channel:
-            return {group: _check_queue(channel, self._address.queue(stream, group)) for group in self._readers(stream)}
+        with channel_of(self._address) as channel:
+            return {group: ready_in(channel, self._address.queue(stream, group)) for group in self._readers(stream)}
 
     def _declare_exchanges(self, channel: Any) -> None:
         dead = self._address.dead_letters
@@ -111,7 +111,7 @@ def _roles_that_read(stream: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _channel(address: Address) -> Iterator[Any]:
+def channel_of(address: Address) -> Iterator[Any]:
     """A channel for a few questions; pika's errors become the project's."""
     try:
         connection = pika.BlockingConnection(parameters(address, "topology"))
@@ -137,7 +137,7 @@ def _translated(error: Exception, address: Address) -> StreamgaugeError:
     return BrokerUnavailable(f"no RabbitMQ answers at {address}: {error!r}")
 
 
-def _check_queue(channel: Any, queue: str) -> int:
+def ready_in(channel: Any, queue: str) -> int:
     """How many messages are ready in it; raises pika's error when it does not exist."""
     return int(channel.queue_declare(queue, passive=True).method.message_count)
 

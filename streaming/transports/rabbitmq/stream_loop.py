@@ -1,0 +1,196 @@
+"""rstream's event loop on one thread, and connections on it that are opened again whenever they are lost.
+
+Invariant: rstream's objects are touched on this thread only; nothing outside this folder sees an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+from rstream import exceptions, schema
+from rstream.client import Client
+
+from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
+from streaming.transports.rabbitmq.address import Address
+
+T = TypeVar("T")
+FRAME_MAX_BYTES: Final = 1024**2
+HEARTBEAT_S: Final = 15
+CONNECT_TIMEOUT_S: Final = 10.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+_TRANSIENT: Final = (OSError, exceptions.ServerError, exceptions.ClientError, TimeoutError, AssertionError)
+
+logging.getLogger("rstream").setLevel(logging.CRITICAL)  # it reports every lost connection; the link does that
+
+
+class EventLoop:
+    """An asyncio loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="rabbitmq-streams", daemon=True).start()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Let it run beside everything else."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 60.0) -> T:
+        """Its result; BrokerUnavailable when it takes longer."""
+        try:
+            return self.start(work).result(timeout_s)
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"RabbitMQ has not answered for {timeout_s:.0f} s") from error
+
+
+async def connect(address: Address, name: str, stream: str | None = None) -> tuple[Client, asyncio.Event]:
+    """A connection to the leader of `stream` (or to the node of `address`), and the event of its end.
+
+    UsageError when there is no such stream, SetupError when refused, BrokerUnavailable when nobody answers.
+    """
+    try:
+        client, ended = await _connect(address, name, address.host, int(address.stream_port or 0))
+        if stream is None:
+            return client, ended
+        try:
+            leader, _ = await client.query_leader_and_replicas(stream)
+        except BaseException:
+            await close(client)
+            raise
+        if leader.port != client.port:
+            await close(client)
+            client, ended = await _connect(address, name, leader.host, leader.port)
+    except _TRANSIENT as error:
+        raise translated(error, address) from error
+    client.add_handler(schema.MetadataUpdate, lambda _: ended.set(), name="ended")
+    return client, ended
+
+
+async def close(client: Client) -> None:
+    """Close it, whatever state it is in."""
+    with contextlib.suppress(Exception):
+        await client.close()
+
+
+def translated(error: BaseException, address: Address) -> StreamgaugeError:
+    """Rstream's errors as the project's."""
+    if isinstance(error, exceptions.StreamDoesNotExist):
+        return UsageError(f"RabbitMQ at {address}: there is no such stream ({error}); make the streams first")
+    if isinstance(error, exceptions.AccessRefused | exceptions.AuthenticationFailure):
+        return SetupError(f"RabbitMQ at {address} refuses: {error!r}", "check user, password and permissions")
+    return BrokerUnavailable(f"no RabbitMQ answers at {address}, port {address.stream_port}: {error!r}")
+
+
+class StreamLink:
+    """Calls `on_open(client)` for each connection to a stream's leader and `on_lost()` for each that ends."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        address: Address,
+        name: str,
+        stream: str,
+        *,
+        on_open: Callable[[Client], Awaitable[None]],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.failure: StreamgaugeError | None = None  # why there will be no connection again
+        self._loop, self._address, self._name, self._stream = loop, address, name, stream
+        self._on_open, self._on_lost = on_open, on_lost
+        self._opened = threading.Event()
+        self._closing = False
+        self._ended: asyncio.Event | None = None
+        self._serving = loop.start(self._serve())
+
+    def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Return when connected for the first time."""
+        self._opened.wait(timeout_s)
+        if self.failure:
+            raise self.failure
+        if not self._opened.is_set():
+            raise BrokerUnavailable(f"no RabbitMQ answers at {self._address}, port {self._address.stream_port}")
+
+    def call(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what `function` returns on the loop, soon; errors end the connection."""
+        self._loop.start(self._guarded(function))
+
+    def drop(self) -> None:
+        """Let go of the connection and open another."""
+        self._loop.loop.call_soon_threadsafe(self._end)
+
+    def close(self) -> None:
+        """Close the connection for good."""
+        self._closing = True
+        self.drop()
+        with contextlib.suppress(Exception):
+            self._serving.result(CONNECT_TIMEOUT_S)
+
+    async def _guarded(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await function()
+        except _TRANSIENT:
+            self._end()
+
+    def _end(self) -> None:
+        if self._ended is not None:
+            self._ended.set()
+
+    async def _serve(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while not self._closing and not self.failure:
+            wait_s = _FIRST_WAIT_S if await self._serve_once() else min(2 * wait_s, _LONGEST_WAIT_S)
+            if not self._closing:
+                await asyncio.sleep(wait_s)
+        self._opened.set()
+
+    async def _serve_once(self) -> bool:
+        """One connection's life; whether it had one."""
+        try:
+            client, self._ended = await connect(self._address, self._name, self._stream)
+        except StreamgaugeError as error:
+            self._judge(error)
+            return False
+        try:
+            await self._on_open(client)
+            self._opened.set()
+            if not self._closing:
+                await self._ended.wait()
+        except StreamgaugeError as error:
+            self.failure = error
+        except _TRANSIENT as error:
+            self._judge(translated(error, self._address))
+        finally:
+            self._ended = None
+            self._on_lost()
+            await close(client)
+        return True
+
+    def _judge(self, error: StreamgaugeError) -> None:
+        """On a first connection a missing stream or a refusal is final; later it is a node on its way."""
+        if not self._opened.is_set() and not isinstance(error, BrokerUnavailable):
+            self.failure = error
+
+
+async def _connect(address: Address, name: str, host: str, port: int) -> tuple[Client, asyncio.Event]:
+    ended = asyncio.Event()
+    client = Client(
+        host,
+        port,
+        frame_max=FRAME_MAX_BYTES,
+        heartbeat=HEARTBEAT_S,
+        connection_name=name,
+        connection_closed_handler=lambda _: ended.set(),
+    )
+    try:
+        await client.start()
+        await client.authenticate(address.vhost, address.user, address.password)
+    except BaseException:
+        await close(client)
+        raise
+    client.add_stream(name)  # without one, rstream does not tell of a lost connection
+    return client, ended
