@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streaming.generators.fleet import BURST_S, LEG_S, Fleet, Integers, State, acceleration, uniform
 from streaming.generators.pacing import Clock, Pacing, SystemClock
-from streaming.generators.positions import DAY_US, ROWS_AT_ONCE, UTC_TIME
+from streaming.generators.positions import DAY_US, ROWS_AT_ONCE, event_times
 from streaming.generators.run import Chunk
 
 TICKS_HZ: Final = 10
@@ -52,13 +52,10 @@ class Diagnostics:
         begin_us = max(self.clock.wall_us(), after_us)
         gauges = Gauges(Fleet(self.seed, self.vehicles, TICKS_HZ, begin_us % DAY_US / 1e6))
         for ticks in self.pacing.due(stop):
-            rows = gauges.rows(ticks.start, ticks.stop)
-            if self.is_live:
-                when = pl.lit(self.clock.wall_us(), pl.Int64)
-            else:
-                when = ((pl.col("time_s") - gauges.fleet.begin_s) * 1e6).round().cast(pl.Int64) + begin_us
+            now_us = self.clock.wall_us() if self.is_live else None
+            rows = gauges.rows(ticks.start, ticks.stop, now_us, begin_us)
             if rows.height:
-                yield Chunk(rows.with_columns(when.cast(UTC_TIME).alias("event_time")).drop("time_s"))
+                yield Chunk(rows)
 
 
 class Gauges:
@@ -68,21 +65,22 @@ class Gauges:
         self.fleet = fleet
         self._charge = 0.6 + 0.35 * uniform(fleet.seed, 301, np.arange(fleet.vehicles))
 
-    def rows(self, first_tick: int, end_tick: int) -> pl.DataFrame:
-        """Who reports in these ticks: the columns of `diagnostics` without origin and event time, and time_s."""
+    def rows(self, first_tick: int, end_tick: int, now_us: int | None = None, begin_us: int = 0) -> pl.DataFrame:
+        """Who reports in these ticks: the columns of `diagnostics` without origin; event times as Measured.rows()."""
         size = self.fleet.vehicles
         tick, vehicle = np.divmod(np.arange(first_tick * size, end_tick * size), size)
         state = self.fleet.state(self.fleet.begin_s + tick / TICKS_HZ, vehicle)
         is_due = (tick + vehicle) % TICKS_A_REPORT == 0
         since_s = state.way_s - state.leg["fault_s"]
         is_new = (since_s >= 0) & (since_s < BURST_S)
-        return self._read(_chosen(state, np.flatnonzero(is_due | is_new)))
+        reports = _chosen(state, np.flatnonzero(is_due | is_new))
+        return self._read(reports, event_times(self.fleet, reports.time_s, now_us, begin_us))
 
-    def _read(self, state: State) -> pl.DataFrame:
+    def _read(self, state: State, event_time: pl.Series) -> pl.DataFrame:
         is_on = state.leg["cruises"] > 0
         code = np.where(state.way_s >= state.leg["fault_s"], state.leg["fault_code"], -1).astype(np.int64)
         return (
-            pl.DataFrame({"vehicle": self.fleet.names.gather(state.vehicle), "time_s": state.time_s, "is_on": is_on})
+            pl.DataFrame({"vehicle": self.fleet.names.gather(state.vehicle), "event_time": event_time, "is_on": is_on})
             .with_columns(
                 engine=_only_when_on(_engine(state, code)),
                 battery=_struct(

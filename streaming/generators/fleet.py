@@ -24,7 +24,7 @@ Words = NDArray[np.uint64]
 LEG_S: Final = 60.0
 RAMP_S: Final = 12.0  # how long a change of speed takes
 BURST_S: Final = 5.0  # how long a vehicle reports a fault ten times a second
-SENDS_HZ: Final = 100.0  # about how many instants a second the sends of a tick are spread over
+SENDS_HZ: Final = 50.0  # about how many instants a second the sends of a tick are spread over
 METRES_PER_DEGREE: Final = 111_320.0
 LEGS_KEPT: Final = 64
 
@@ -43,6 +43,7 @@ _LEG: Final = np.dtype(
         )
     ]
 )
+_CHANCES: Final = 11  # random numbers that make a leg
 _NO_FAULT: Final = np.inf
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 
@@ -64,7 +65,11 @@ def hashed(seed: int, *coordinates: NDArray[np.int64] | int) -> Words:
 
 def uniform(seed: int, *coordinates: NDArray[np.int64] | int) -> Floats:
     """hashed() as numbers in [0, 1)."""
-    return (hashed(seed, *coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _fraction(hashed(seed, *coordinates))
+
+
+def _fraction(words: Words) -> Floats:
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +190,9 @@ class _Legs:
     """The legs of all vehicles, made one after the other; older ones are forgotten and made again when asked for."""
 
     def __init__(self, seed: int, character: Character) -> None:
-        self._seed, self._character = seed, character
+        self._character = character
         self._number = np.arange(len(character.depot))
+        self._keys = np.stack([hashed(seed, what, self._number) for what in range(_CHANCES)])
         self._made: dict[int, NDArray[np.void]] = {}
 
     def take(self, number: Integers, vehicle: Integers) -> NDArray[np.void]:
@@ -208,12 +214,13 @@ class _Legs:
 
     def _following(self, before: NDArray[np.void] | None, number: int) -> NDArray[np.void]:
         leg = np.zeros(len(self._number), dtype=_LEG)
+        chance = _fraction(mixed(self._keys ^ (np.full(1, number, np.uint64) * _GOLDEN)))
         if before is None:
-            leg["heading"] = 2 * np.pi * self._random(number, 0)
+            leg["heading"] = 2 * np.pi * chance[0]
         else:
-            self._continue(leg, before, number)
-        is_parked = self._set_speeds(leg, number)
-        self._steer(leg, number)
+            self._continue(leg, before, chance)
+        is_parked = self._set_speeds(leg, chance, is_first=before is None)
+        self._steer(leg, chance)
         begins = ~is_parked & (
             (before is None) | (leg["trip"] == 0) | (before is not None and (before["cruises"] == 0))
         )
@@ -221,44 +228,41 @@ class _Legs:
         leg["trip_began_s"] = np.where(begins, number * LEG_S, leg["trip_began_s"])
         leg["trip_road"] = np.where(begins, leg["road"], leg["trip_road"])
         leg["warmth_after"] = 0.6 * leg["warmth"] + 0.4 * _length(leg) / LEG_S
-        has_fault = ~is_parked & (self._random(number, 8) < 0.04)
-        leg["fault_s"] = np.where(has_fault, 5.0 + 45.0 * self._random(number, 9), _NO_FAULT)
-        leg["fault_code"] = np.floor(4 * self._random(number, 10))
+        has_fault = ~is_parked & (chance[8] < 0.04)
+        leg["fault_s"] = np.where(has_fault, 5.0 + 45.0 * chance[9], _NO_FAULT)
+        leg["fault_code"] = np.floor(4 * chance[10])
         return leg
 
-    def _continue(self, leg: NDArray[np.void], before: NDArray[np.void], number: int) -> None:
+    def _continue(self, leg: NDArray[np.void], before: NDArray[np.void], chance: Floats) -> None:
         """Where the leg before ended: place, speed, direction (turned at a junction where it stopped) and trip."""
         length = _length(before)
         bend = before["curvature"] * length / 2
         course = before["heading"] + bend
         chord = length * np.sinc(bend / np.pi)
         leg["x"], leg["y"] = before["x"] + chord * np.sin(course), before["y"] + chord * np.cos(course)
-        quarters = np.round(2 * self._random(number, 0) - 1)  # left, straight on, right
+        quarters = np.round(2 * chance[0] - 1)  # left, straight on, right
         leg["heading"] = course + bend + np.where(before["leaves"] == 0, quarters * np.pi / 2, 0.0)
         leg["arrives"], leg["road"], leg["warmth"] = before["leaves"], before["road"] + length, before["warmth_after"]
         for kept in ("trip", "trip_began_s", "trip_road"):
             leg[kept] = before[kept]
 
-    def _set_speeds(self, leg: NDArray[np.void], number: int) -> NDArray[np.bool_]:
+    def _set_speeds(self, leg: NDArray[np.void], chance: Floats, *, is_first: bool) -> NDArray[np.bool_]:
         """Choose the cruising speed and the speed at the end; True where the vehicle stays parked."""
         arrives: Floats = leg["arrives"]
-        is_parked: NDArray[np.bool_] = (arrives == 0) & (self._random(number, 1) < 0.15) & (number > 0)
-        cruises = self._character.usual_speed_mps * (0.6 + 0.4 * self._random(number, 2))
-        leaves = np.where(self._random(number, 3) < 0.35, 0.0, cruises * (0.5 + 0.5 * self._random(number, 4)))
+        is_parked: NDArray[np.bool_] = (arrives == 0) & (chance[1] < 0.15) & (not is_first)
+        cruises = self._character.usual_speed_mps * (0.6 + 0.4 * chance[2])
+        leaves = np.where(chance[3] < 0.35, 0.0, cruises * (0.5 + 0.5 * chance[4]))
         leg["cruises"] = np.where(is_parked, 0.0, cruises)
         leg["leaves"] = np.where(is_parked, 0.0, leaves)
         return is_parked
 
-    def _steer(self, leg: NDArray[np.void], number: int) -> None:
+    def _steer(self, leg: NDArray[np.void], chance: Floats) -> None:
         """Bend the leg's road: at random near the depot, homewards far out."""
         homewards = (np.arctan2(-leg["x"], -leg["y"]) - leg["heading"] + np.pi) % (2 * np.pi) - np.pi
         is_far = np.hypot(leg["x"], leg["y"]) > self._character.roams_m
-        turn = np.where(is_far, np.clip(homewards, -2.0, 2.0), 2.4 * self._random(number, 5) - 1.2)
+        turn = np.where(is_far, np.clip(homewards, -2.0, 2.0), 2.4 * chance[5] - 1.2)
         length = _length(leg)
         leg["curvature"] = np.divide(turn, length, out=np.zeros_like(turn), where=length > 0)
-
-    def _random(self, number: int, what: int) -> Floats:
-        return uniform(self._seed, what, number, self._number)
 
 
 def _length(leg: NDArray[np.void]) -> Floats:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from streaming.generators.fleet import Fleet, Floats, Integers, State, hashed, uniform
+from streaming.generators.fleet import Fleet, Floats, Integers, hashed, uniform
 from streaming.generators.pacing import Clock, Pacing, SystemClock
 from streaming.generators.run import Chunk
 
@@ -84,12 +84,8 @@ class Positions:
         begin_us = max(self.clock.wall_us(), after_us)
         source = Measured(Fleet(self.seed, self.vehicles, self.rate_hz, begin_us % DAY_US / 1e6))
         for slots in self.pacing.due(stop):
-            rows = source.rows(source.fleet.row_of_slot(slots.start), source.fleet.row_of_slot(slots.stop))
-            if self.is_live:
-                when = pl.lit(self.clock.wall_us(), pl.Int64)
-            else:
-                when = ((pl.col("time_s") - source.fleet.begin_s) * 1e6).round().cast(pl.Int64) + begin_us
-            yield Chunk(rows.with_columns(when.cast(UTC_TIME).alias("event_time")).drop("time_s"))
+            first, end = source.fleet.row_of_slot(slots.start), source.fleet.row_of_slot(slots.stop)
+            yield Chunk(source.rows(first, end, self.clock.wall_us() if self.is_live else None, begin_us))
 
 
 class Measured:
@@ -101,16 +97,13 @@ class Measured:
         self._next_row = 0
 
     def advance(self, ticks: int) -> pl.DataFrame:
-        """The next ticks of all vehicles: as rows()."""
+        """The next ticks of all vehicles, as rows() with simulated times from 1970 on."""
         first, self._next_row = self._next_row, self._next_row + ticks * self.fleet.vehicles
         return self.rows(first, self._next_row)
 
-    def rows(self, first_row: int, end_row: int) -> pl.DataFrame:
-        """The columns of `positions` without origin and event time, and time_s, the simulated second."""
+    def rows(self, first_row: int, end_row: int, now_us: int | None = None, begin_us: int = 0) -> pl.DataFrame:
+        """The columns of `positions` without origin. Event times: `now_us`, or what is simulated from `begin_us` on."""
         state = self.fleet.state(*self.fleet.places(first_row, end_row))
-        return self._seen(state)
-
-    def _seen(self, state: State) -> pl.DataFrame:
         vehicle = state.vehicle
         dilution = self._receiver.dilution(state.time_s, vehicle)
         east, north, faster = self._receiver.error(state.time_s, vehicle, dilution)
@@ -118,7 +111,7 @@ class Measured:
         return pl.DataFrame(
             {
                 "vehicle": self.fleet.names.gather(vehicle),
-                "time_s": state.time_s,
+                "event_time": event_times(self.fleet, state.time_s, now_us, begin_us),
                 "latitude": latitude.round(7),
                 "longitude": longitude.round(7),
                 "altitude_m": (state.altitude_m + 2 * east).round(2),
@@ -127,3 +120,10 @@ class Measured:
                 "dilution": dilution.round(2),
             }
         )
+
+
+def event_times(fleet: Fleet, time_s: Floats, now_us: int | None, begin_us: int) -> pl.Series:
+    """The moment the rows are made, for all of them; or, for a simulated clock, each row's own second."""
+    if now_us is not None:
+        return pl.Series(np.full(len(time_s), now_us)).cast(UTC_TIME)
+    return pl.Series(np.rint((time_s - fleet.begin_s) * 1e6).astype(np.int64) + begin_us).cast(UTC_TIME)

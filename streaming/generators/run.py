@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from streaming.batch import Outgoing
 from streaming.errors import OutcomeUnknown
-from streaming.events import MARK, polars_schema
+from streaming.events import MARK
 from streaming.generators.ledger import Ledger
 from streaming.generators.pacing import Clock, Pacing, SystemClock, wait_for_own_mark
 from streaming.interfaces import Codec, Publisher
@@ -201,13 +201,13 @@ class _Sender:
             self.ledger.abandon()
 
     def _numbered(self, rows: pl.DataFrame, sequence: pl.Expr) -> pl.DataFrame:
-        schema = polars_schema(self.stream.schema)
-        origin = rows.with_columns(
-            pl.lit(self.ledger.producer).alias("producer"),
-            pl.lit(self.ledger.epoch, pl.Int64).alias("epoch"),
-            sequence.alias("sequence"),
-        )
-        return origin.select(schema.names())
+        known = {
+            "producer": pl.lit(self.ledger.producer),
+            "epoch": pl.lit(self.ledger.epoch, pl.Int64),
+            "sequence": sequence,
+        }
+        names = self.stream.schema.names
+        return rows.select(known[name].alias(name) if name in known else pl.col(name) for name in names)
 
     def _confirm_when_due(self) -> None:
         """Confirm about once a second, at a moment when nothing is outstanding if there is one."""

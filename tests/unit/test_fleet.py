@@ -99,7 +99,7 @@ def test_sends_are_spread_evenly_over_a_tick_and_in_the_order_of_time() -> None:
     fleet = Fleet(1, 40, 10.0)
     time_s, vehicle = fleet.places(0, 80)
     assert (np.diff(time_s) >= 0).all()
-    assert np.unique(np.round(time_s * 100).astype(int), return_counts=True)[1].tolist() == [4] * 20
+    assert np.unique(np.round(time_s * 100).astype(int), return_counts=True)[1].tolist() == [8] * 10
     assert sorted(vehicle[:40].tolist()) == list(range(40))
 
 
