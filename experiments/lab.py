@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -26,62 +26,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs r
 )
 from numpy.typing import NDArray
 
+from experiments.faults import OwnBrokers
 from experiments.workload import Workload
+from streaming.cluster.kafka import DisposableCluster
 from streaming.errors import BrokerUnavailable, UsageError
 
 T = TypeVar("T")
 ADMIN_S: Final = 20.0
 WARM_UP_RECORDS: Final = 5_000
-
-
-class Brokers(Protocol):
-    """Brokers that a lab may do anything to: they are its own processes."""
-
-    @property
-    def bootstrap_servers(self) -> str:
-        """Where clients begin."""
-        ...
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """The brokers' ids."""
-        ...
-
-    def process_id(self, number: int) -> int:
-        """Of a running broker."""
-        ...
-
-    def data_folder(self, number: int) -> Path:
-        """Where a broker keeps its logs."""
-        ...
-
-    def kill(self, number: int) -> None:
-        """SIGKILL: no goodbye."""
-        ...
-
-    def stop(self, number: int) -> None:
-        """Controlled shutdown: leaders move away first."""
-        ...
-
-    def start(self, number: int) -> None:
-        """Start again on the same data; returns when it answers."""
-        ...
-
-    def pause(self, number: int) -> None:
-        """SIGSTOP: alive, silent."""
-        ...
-
-    def resume(self, number: int) -> None:
-        """SIGCONT."""
-        ...
-
-    def heal(self) -> None:
-        """All brokers running and registered again."""
-        ...
-
-    def close(self) -> None:
-        """Nothing left running, nothing left on disk."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +58,7 @@ class Lab:
     bootstrap_servers: str
     folder: Path
     workload: Workload
-    brokers: Brokers | None = None
+    brokers: OwnBrokers | None = None
     settings: dict[str, Any] = field(default_factory=lambda: {"topics": {}, "clients": {}})
     _topics: list[str] = field(default_factory=list)
     _groups: list[str] = field(default_factory=list)
@@ -117,7 +69,7 @@ class Lab:
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     @property
-    def control(self) -> Brokers:
+    def control(self) -> OwnBrokers:
         """The lab's own brokers. UsageError on a cluster that isn't ours to break."""
         if self.brokers is None:
             raise UsageError("this trial controls brokers, and these are not the lab's own")
@@ -130,9 +82,13 @@ class Lab:
 
     # -- topics and groups ---------------------------------------------------------------------------------------------
 
-    def topic(self, purpose: str, partitions: int = 1, replication: int = 1, **settings: str) -> str:
-        """Make a topic of this run and return its name. Settings are the broker's, with _ for the dots."""
+    def topic(self, purpose: str, partitions: int = 1, replication: int | None = None, **settings: str) -> str:
+        """Make a topic of this run and return its name: three copies if there are three brokers.
+
+        Settings are the broker's, with _ for the dots.
+        """
         name = self._name(purpose)
+        replication = replication or min(3, self.broker_count)
         config = {key.replace("_", "."): value for key, value in settings.items()}
         self.create(NewTopic(name, num_partitions=partitions, replication_factor=replication, config=config))
         self.settings["topics"].setdefault(purpose, {"partitions": partitions, "replication": replication, **config})
@@ -188,7 +144,7 @@ class Lab:
 
     def read(self, topic: str, **settings: Any) -> Records:
         """Everything in the topic from its oldest record to its present end, outside any group."""
-        consumer = self.consumer("reader", "unused", enable_partition_eof=True, **settings)
+        consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
             partitions = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
             consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
@@ -272,6 +228,23 @@ class Lab:
                     future.result(ADMIN_S)
 
 
+def own_brokers(workload: Workload, broker_settings: Mapping[str, str]) -> Callable[[str, Path], Lab]:
+    """Opens labs on three brokers of their own, which end with the lab or with this process."""
+
+    def open_lab(run_id: str, folder: Path) -> Lab:
+        brokers = OwnBrokers(DisposableCluster(settings=broker_settings).__enter__())
+        lab = Lab(run_id, brokers.bootstrap_servers, folder, workload, brokers)
+        lab.settings["brokers"] = brokers.settings()
+        return lab
+
+    return open_lab
+
+
+def given_brokers(workload: Workload, bootstrap_servers: str) -> Callable[[str, Path], Lab]:
+    """Opens labs on somebody's cluster: only topics and groups of the lab's own are touched."""
+    return lambda run_id, folder: Lab(run_id, bootstrap_servers, folder, workload)
+
+
 def answer(future: Any) -> Any:
     """An admin call's result; BrokerUnavailable when no broker answers."""
     try:
@@ -306,7 +279,7 @@ def _drain(consumer: Consumer, open_partitions: set[int]) -> Records:
     messages: list[Message] = []
     give_up = time.monotonic() + ADMIN_S
     while open_partitions:
-        for message in consumer.consume(10_000, timeout=0.2):
+        for message in consumer.consume(5_000, timeout=0.05):
             if (error := message.error()) is None:
                 messages.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -326,4 +299,4 @@ def _drain(consumer: Consumer, open_partitions: set[int]) -> Records:
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", ".") if name != "on_commit" else name: value for name, value in settings.items()}
+    return {name if callable(value) else name.replace("_", "."): value for name, value in settings.items()}

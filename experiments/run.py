@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
 import polars as pl
@@ -58,12 +58,7 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-class OpenLab(Protocol):
-    """Makes the lab of a run; `folder` is the run's, for what only lives as long as the lab."""
-
-    def __call__(self, experiment: Experiment, run_id: str, folder: Path) -> Lab:
-        """Start what is needed and return it ready for the first trial."""
-        ...
+OpenLab = Callable[[str, Path], Lab]  # run id and the run's folder → a lab, ready for the first trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +247,7 @@ def _carry_out(
         try:
             with Recorder(folder, stamp.run_id, experiment.name) as recorder:
                 progress(Progress("starting brokers", 0, len(planned), stamp.expected_s, experiment.name))
-                lab = open_lab(experiment, stamp.run_id, folder)
+                lab = open_lab(stamp.run_id, folder)
                 try:
                     settings = lab.settings
                     settings["warm_up"] = lab.warm_up()

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from streaming.events import POSITIONS, polars_schema
+from streaming.generators import recording
+from streaming.generators.fleet import Fleet
+from streaming.generators.positions import Measured as Receivers
 from streaming.interfaces import Codec
+
+PRODUCER: Final = "lab"
+RATE_HZ: Final = 10.0
+BEGIN_US: Final = 1_767_225_600_000_000  # simulated time begins with the year 2026
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +60,13 @@ class Workload:
         return Messages(self._vehicles[first:end], self._values[first:end], first)
 
     def table(self, count: int) -> pl.DataFrame:
-        """The first `count` messages as rows, sequence included."""
-        return (
-            self.rows(count)
-            .head(count)
-            .with_columns(sequence=pl.int_range(count, dtype=pl.Int64), epoch=pl.lit(1, pl.Int64))
-        )
+        """The first `count` messages as rows of `positions`."""
+        origin = {
+            "producer": pl.lit(PRODUCER),
+            "epoch": pl.lit(1, pl.Int64),
+            "sequence": pl.int_range(pl.len(), dtype=pl.Int64),
+        }
+        return self.rows(count).head(count).with_columns(**origin).select(polars_schema(POSITIONS).names())
 
     def sequences(self, values: Sequence[bytes]) -> NDArray[np.int64]:
         """Who these messages are; ValueError when one of them can't be read."""
@@ -69,3 +80,23 @@ class Workload:
         table = self.table(max(end, 2 * len(self._values)))
         self._vehicles = table["vehicle"].to_list()
         self._values = self.codec.encode(table)
+
+
+def fleet(codec: Codec, vehicles: int = 20, seed: int = 1) -> Workload:
+    """The simulated fleet's positions, ten a second and vehicle in simulated time: the same bytes in every run."""
+    receivers = Receivers(Fleet(seed, vehicles, RATE_HZ))
+
+    def rows(count: int) -> pl.DataFrame:
+        return receivers.rows(0, count, begin_us=BEGIN_US)
+
+    return Workload(f"positions of {vehicles} simulated vehicles, {codec.name}, seed {seed}", codec, rows)
+
+
+def recorded(codec: Codec, path: Path) -> Workload:
+    """A person's recording (CSV, Parquet, GPX), from its beginning, again and again if it is too short."""
+    table = recording.read(path).frame
+
+    def rows(count: int) -> pl.DataFrame:
+        return pl.concat([table] * -(-count // len(table)))
+
+    return Workload(f"positions recorded in {path.name}, {codec.name}", codec, rows)

@@ -1,1 +1,11 @@
 """One file a deep dive: the question, how it is tried, what is claimed and how that is judged."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final
+
+from experiments.deep_dives.keys import KEYS
+
+_DIVES = (KEYS,)
+DEEP_DIVES: Final = MappingProxyType({each.name: each for each in _DIVES})

@@ -56,7 +56,7 @@ class NoBrokers(Lab):
         (self.folder / "closed").touch()
 
 
-def open_nothing(experiment: Experiment, run_id: str, folder: Path) -> Lab:
+def open_nothing(run_id: str, folder: Path) -> Lab:
     return NoBrokers(run_id, "127.0.0.1:1", folder, Workload("nothing", None, lambda _: pl.DataFrame()))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,125 @@
+"""Faults for brokers of one's own: kill, stop, pause, slow down; and the way back to a whole cluster.
+
+Invariant: after heal() every broker runs and sees the others, whatever a trial has done to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from streaming.cluster.kafka import DisposableCluster
+
+
+@dataclass
+class OwnBrokers:
+    """A disposable cluster that remembers what was done to it. Broker numbers are 1, 2, 3."""
+
+    cluster: DisposableCluster
+    _down: set[int] = field(default_factory=set)
+    _paused: set[int] = field(default_factory=set)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients begin."""
+        return self.cluster.bootstrap_servers
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All brokers' ids."""
+        return tuple(broker.number for broker in self.cluster.brokers)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Those that are up and not paused."""
+        return tuple(number for number in self.numbers if number not in self._down | self._paused)
+
+    def process_id(self, number: int) -> int:
+        """Of a running broker."""
+        return self.cluster.pid(number)
+
+    def data_folder(self, number: int) -> Path:
+        """Where a broker keeps its partitions: <topic>-<partition>/."""
+        return Path(self.cluster.brokers[number - 1].settings["log.dirs"])
+
+    def log(self, number: int) -> Path:
+        """The broker's own log."""
+        return self.cluster.brokers[number - 1].log
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Every broker's settings, for the provenance."""
+        return {broker.name: dict(broker.settings) for broker in self.cluster.brokers}
+
+    def kill(self, number: int) -> None:
+        """SIGKILL: no goodbye, what was not written is gone."""
+        self._down.add(number)
+        self._paused.discard(number)
+        self.cluster.kill(number)
+
+    def stop(self, number: int) -> None:
+        """Controlled shutdown: leaders move away first."""
+        self._down.add(number)
+        self.cluster.stop(number)
+
+    def start(self, number: int) -> None:
+        """Start again on the same data; returns when the broker is a member of the cluster."""
+        self.cluster.start(number)
+        self._down.discard(number)
+
+    def pause(self, number: int) -> None:
+        """SIGSTOP: connections stay open, nothing is answered."""
+        self._paused.add(number)
+        self.cluster.pause(number)
+
+    def resume(self, number: int) -> None:
+        """SIGCONT."""
+        self.cluster.resume(number)
+        self._paused.discard(number)
+
+    @contextlib.contextmanager
+    def slow(self, number: int, *, stop_s: float, run_s: float) -> Iterator[None]:
+        """A broker that hangs for `stop_s` after every `run_s`, as in long garbage collections or on a starved host."""
+        is_over = threading.Event()
+        process_id = self.process_id(number)
+
+        def stutter() -> None:
+            while not is_over.wait(run_s):
+                os.kill(process_id, signal.SIGSTOP)
+                is_over.wait(stop_s)
+                os.kill(process_id, signal.SIGCONT)
+
+        thread = threading.Thread(target=stutter, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def heal(self) -> None:
+        """Resume and start what is down, and wait until every broker sees the others."""
+        for number in sorted(self._paused):
+            self.resume(number)
+        if down := sorted(self._down):
+            for number in down:
+                self.start(number)
+        self.cluster.wait_until_ready()
+
+    def close(self) -> None:
+        """End all brokers and delete their data."""
+        self.cluster.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
