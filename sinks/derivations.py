@@ -6,7 +6,7 @@ could not be compared is said in a note, never passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,12 +50,13 @@ class Landed:
             return pl.DataFrame(schema={name: kinds[name] for name in (*columns, *_PLACE)})
         return scan_slots(wanted).select(*columns, *_PLACE).filter(_below(ends)).sort(_PLACE).collect()
 
-    def is_comparable(self, stream: str, *inputs: str) -> bool:
-        """Whether the inputs' files are whole and complete. If not, the stream's report gets a note."""
+    def is_comparable(self, streams: Sequence[str], *inputs: str) -> bool:
+        """Whether the inputs' files are whole and complete. If not, the streams' reports get a note."""
         for name in inputs:
             found = [word for word in (*DAMAGE, "pending") if self.reports[name].counts[word]]
+            for stream in streams if found else ():
+                self.reports[stream].notes.append(f"not recomputed, because {name} has {', '.join(found)} records")
             if found:
-                self.reports[stream].notes.append(f"not recomputed: {name} has {', '.join(found)} records")
                 return False
         return True
 
@@ -66,32 +67,45 @@ def _below(ends: Ends) -> pl.Expr:
 
 
 def check_means(landed: Landed) -> None:
-    """position_means and late_positions against positions."""
-    report, late_report = landed.reports["position_means"], landed.reports["late_positions"]
-    if not landed.is_comparable("position_means", "positions", "late_positions"):
+    """late_positions, then position_means, against positions; one partition at a time."""
+    if not landed.is_comparable(("late_positions", "position_means"), "positions"):
         return
     due, inputs = landed.cut.due, landed.cut.inputs
     late = landed.rows("late_positions", ORIGIN, inputs["late_positions"]).select(ORIGIN)
+    _check_late(landed, late)
+    if not landed.is_comparable(("position_means",), "late_positions"):
+        return
     means = landed.rows("position_means", [*ORIGIN, *WINDOW, *MEANS_VALUES], due["position_means"])
-    unexplained, silent = late, late
-    for partition, end in inputs["positions"].items():
-        positions = landed.rows("positions", _FIX, {partition: end}, partition)
-        positions = with_lateness(positions, due["positions"].get(partition, 0))
-        unexplained = unexplained.join(positions, on=ORIGIN, how="anti")
-        silent = silent.join(positions.filter("is_late"), on=ORIGIN, how="anti")
-        overdue = positions.filter(pl.col("is_late"), pl.col("_offset") < due["positions"].get(partition, 0))
-        _missing(late_report, overdue.join(late, on=ORIGIN, how="anti"), ORIGIN)
+    for partition, positions in _positions(landed, _FIX):
         own = means.filter(pl.col("producer") == f"means-{partition}")
-        _compare(report, recompute_means(positions, late), own, WINDOW, MEANS_VALUES)
-    late_report.at_least("unexpected", len(unexplained), _shown(unexplained, ORIGIN))
-    if by_mark := len(silent) - len(unexplained):
-        late_report.notes.append(f"{by_mark:,} positions were late by a mark's word; marks are in no file to check it")
+        _compare(landed.reports["position_means"], recompute_means(positions, late), own, WINDOW, MEANS_VALUES)
+
+
+def _check_late(landed: Landed, late: pl.DataFrame) -> None:
+    """Each late row is one of the positions; each position that the positions before it made late is there."""
+    report = landed.reports["late_positions"]
+    strangers, unexplained = late, late
+    for partition, positions in _positions(landed, [*ORIGIN, "event_time"]):
+        strangers = strangers.join(positions, on=ORIGIN, how="anti")
+        unexplained = unexplained.join(positions.filter("is_late"), on=ORIGIN, how="anti")
+        overdue = positions.filter(pl.col("is_late"), _below({partition: landed.cut.due["positions"][partition]}))
+        _missing(report, overdue.join(late, on=ORIGIN, how="anti"), ORIGIN)
+    report.at_least("unexpected", len(strangers), _shown(strangers, ORIGIN))
+    if by_mark := len(unexplained) - len(strangers):
+        report.notes.append(f"{by_mark:,} positions were late by a mark's word; marks are in no file to check it")
+
+
+def _positions(landed: Landed, columns: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Each partition's positions with their lateness."""
+    for partition, end in landed.cut.inputs["positions"].items():
+        rows = landed.rows("positions", columns, {partition: end}, partition)
+        yield partition, with_lateness(rows, landed.cut.due["positions"][partition])
 
 
 def check_alerts(landed: Landed) -> None:
     """Alerts against position_means and vehicles."""
     report = landed.reports["alerts"]
-    if not landed.is_comparable("alerts", "position_means", "vehicles"):
+    if not landed.is_comparable(("alerts",), "position_means", "vehicles"):
         return
     due, inputs = landed.cut.due, landed.cut.inputs
     history = landed.rows("vehicles", [*_VEHICLES], inputs["vehicles"])
