@@ -102,6 +102,7 @@ class Landing:
 
     def close(self) -> None:
         """End the thread and drop what is not committed."""
+        self._is_hurried.set()
         self._inbox.put(None)
         self._thread.join()
         self._sink.close()

@@ -295,7 +295,7 @@ class MemorySource:
         self._instance = instance
         self._positions: dict[int, int] = {}
         self._lost: set[int] = set()
-        self._is_paused = False
+        self.is_paused = False
         predecessor = self._group.members.get(instance)
         if predecessor:
             predecessor.owned = set()
@@ -321,11 +321,11 @@ class MemorySource:
 
     def pause(self) -> None:
         """Deliver nothing until resume()."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
         """Deliver again."""
-        self._is_paused = False
+        self.is_paused = False
 
     def close(self) -> None:
         """Release what is owned and leave the group."""
@@ -367,7 +367,7 @@ class MemorySource:
             self.owned = self.owned - partitions
 
     def _available(self) -> list[Batch]:
-        return [] if self._is_paused else [batch for batch in map(self._read, sorted(self.owned)) if batch]
+        return [] if self.is_paused else [batch for batch in map(self._read, sorted(self.owned)) if batch]
 
     def _read(self, partition: int) -> Batch | None:
         log = self._transport.topic(self._stream).logs[partition]
