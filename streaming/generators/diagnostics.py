@@ -51,6 +51,7 @@ class Diagnostics:
         """Diagnostics as they fall due."""
         begin_us = max(self.clock.wall_us(), after_us)
         gauges = Gauges(Fleet(self.seed, self.vehicles, TICKS_HZ, begin_us % DAY_US / 1e6))
+        gauges.rows(0, 1)  # see Positions.chunks()
         for ticks in self.pacing.due(stop):
             now_us = self.clock.wall_us() if self.is_live else None
             rows = gauges.rows(ticks.start, ticks.stop, now_us, begin_us)

@@ -83,6 +83,7 @@ class Positions:
         """Positions as they fall due."""
         begin_us = max(self.clock.wall_us(), after_us)
         source = Measured(Fleet(self.seed, self.vehicles, self.rate_hz, begin_us % DAY_US / 1e6))
+        source.rows(0, 1)  # the way since midnight takes a moment: before the first deadline, not after it
         for slots in self.pacing.due(stop):
             first, end = source.fleet.row_of_slot(slots.start), source.fleet.row_of_slot(slots.stop)
             yield Chunk(source.rows(first, end, self.clock.wall_us() if self.is_live else None, begin_us))
