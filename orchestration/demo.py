@@ -27,7 +27,11 @@ def run(home: Home, lab: Lab, *, seconds: int, dagster: bool = True) -> int:
     console = Console(file=sys.stdout)
     started = time.monotonic()
     services.up(
-        home, lab, create_topics=lambda: roles.create_topics(lab), dagster=dagster, progress=lambda says: console.print(says)
+        home,
+        lab,
+        create_topics=lambda: roles.create_topics(lab),
+        dagster=dagster,
+        progress=lambda says: console.print(says),
     )
     before = landed(home)
     _watch(home, console, seconds=seconds, before=before, started=started)

@@ -1,6 +1,245 @@
 """Roles put together: a role's name and the lab's settings become transport, codec, step or sink, and run until stopped.
 
-The command line, the supervisor and the experiments all start roles here. Nothing here imports Dagster.
+The command line, the supervisor and the tests all start roles here. Nothing here imports Dagster. A role ends cleanly on
+SIGTERM and SIGINT: what it holds is flushed and committed first.
 """
 
 from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import polars as pl
+
+from sinks.files import FileSink
+from streaming.codecs import codec
+from streaming.errors import UsageError
+from streaming.generators.diagnostics import Diagnostics
+from streaming.generators.ledger import Ledger, fresh_name
+from streaming.generators.positions import Positions
+from streaming.generators.recording import read
+from streaming.generators.replay import Replay
+from streaming.generators.run import Generator, Sent, produce
+from streaming.generators.vehicles import Vehicles, recorded_reference_data, reference_data
+from streaming.home import Home
+from streaming.interfaces import Codec
+from streaming.lab import Lab
+from streaming.progress import Progress
+from streaming.service import Limits, run_flow, run_sink
+from streaming.topology import STREAMS, Role, RoleKind, StreamKind, stream
+from streaming.transformers.flows import reference_table, step_for
+from streaming.transports.kafka import KafkaTransport
+
+BROKER: Final = "kafka"
+RECORDINGS: Final = Path(__file__).resolve().parent.parent / "streaming" / "recordings"
+_LOOK_AGAIN_S: Final = 0.5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """What to replay and how. `speed` None: as fast as possible. `mapping`: our column → the file's."""
+
+    path: Path
+    speed: float | None = 1.0
+    rebase: str = "now"
+    mapping: Mapping[str, str] | None = None
+    loop: bool = False
+    producer: str | None = None
+
+
+def connect(lab: Lab) -> KafkaTransport:
+    """The lab's transport. BrokerUnavailable with the address when nobody answers."""
+    return KafkaTransport(lab.kafka)
+
+
+def create_topics(lab: Lab) -> None:
+    """Make the application's topics where they are missing."""
+    connect(lab).create(STREAMS.values(), replication=lab.replication)
+
+
+def run(chosen: Role, home: Home, lab: Lab) -> None:
+    """Run a role as the lab configured it, until told to stop: what the supervisor starts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    if chosen.name == "recording-replay":
+        options = ReplayOptions(recording_of(lab), loop=True)
+        replay(home, lab, options, Limits(), role_name=chosen.name)
+    elif chosen.kind is RoleKind.GENERATOR:
+        generate(chosen, home, lab, Limits())
+    elif chosen.kind is RoleKind.TRANSFORMER:
+        transform(chosen, home, lab, Limits())
+    else:
+        sink(chosen, home, lab, Limits())
+
+
+def generate(
+    chosen: Role, home: Home, lab: Lab, limits: Limits, *, producer: str | None = None, is_paced: bool = True
+) -> Sent:
+    """Run a simulating generator in this process. Unpaced ones live in simulated time, under a name of their own."""
+    name = producer or (chosen.name if is_paced else fresh_name(chosen.name))
+    return _produce(_generator(chosen, lab, is_paced=is_paced), name, chosen.name, home, lab, limits)
+
+
+def replay(home: Home, lab: Lab, options: ReplayOptions, limits: Limits, *, role_name: str | None = None) -> Sent:
+    """Replay a recording into `positions`. Rows that can't be read are put aside in the home; how many is logged."""
+    recording = read(options.path, options.mapping, aside=home.root / "rejected")
+    if recording.rejected:
+        _log.warning("%s: %d rows can't be read; see %s", options.path, recording.rejected, recording.aside)
+    generator = Replay(recording, speed=options.speed, rebase=options.rebase, is_looping=options.loop)
+    name = options.producer or fresh_name("replay")
+    return _produce(generator, name, role_name or name, home, lab, limits)
+
+
+def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0) -> None:
+    """Run a transformer in this process; it waits for its reference data."""
+    stop = _stop_on_signals()
+    transport = connect(lab)
+    create_topics(lab)
+    codecs = {name: _codec(lab, name) for name in (*chosen.reads, *chosen.writes) if name in _WITH_SCHEMA}
+    vehicles = _vehicles(transport, lab, stop) if "vehicles" in chosen.looks_up else None
+    if stop.is_set():
+        return
+    run_flow(
+        transport,
+        chosen,
+        step_for(chosen, vehicles=vehicles),
+        codecs,
+        stop=stop,
+        progress=_progress(home, chosen.name, instance),
+        limits=limits,
+        instance=instance,
+    )
+
+
+def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0) -> None:
+    """Run a sink in this process."""
+    stop = _stop_on_signals()
+    transport = connect(lab)
+    create_topics(lab)
+    source = chosen.reads[0]
+    files = FileSink(
+        home,
+        BROKER,
+        chosen,
+        _codec(lab, source),
+        transport.identity(source),
+        writer=f"{chosen.name}-{instance}",
+        checkpoint=crash_point(os.environ),
+    )
+    run_sink(
+        transport,
+        chosen,
+        files,
+        stop=stop,
+        progress=_progress(home, chosen.name, instance),
+        limits=limits,
+        instance=instance,
+    )
+
+
+def recording_of(lab: Lab) -> Path:
+    """The recording that this lab replays: the one it was told, or the one that ships."""
+    return Path(lab.recording) if lab.recording else next(RECORDINGS.glob("*.gpx"))
+
+
+def limits(duration: str | None, messages: int | None) -> Limits:
+    """When to stop, from the command line's words."""
+    return Limits(None if duration is None else seconds(duration), messages)
+
+
+def seconds(text: str) -> float:
+    """`30`, `30s`, `5m`, `1h` in seconds; UsageError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is no duration: write 30s, 5m or 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
+
+
+def crash_point(environ: Mapping[str, str]) -> Callable[[str], None]:
+    """A checkpoint that kills this process at a named moment of the commit: STREAMGAUGE_CRASH_AT=after_link:3.
+
+    The fault tests set it; without it the checkpoint does nothing.
+    """
+    wanted = environ.get("STREAMGAUGE_CRASH_AT")
+    if not wanted:
+        return lambda _: None
+    name, _, times = wanted.partition(":")
+    left = int(times or 1)
+
+    def checkpoint(reached: str) -> None:
+        nonlocal left
+        if reached == name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return checkpoint
+
+
+_WITH_SCHEMA: Final = frozenset(each.name for each in STREAMS.values() if each.kind is not StreamKind.STATE)
+
+
+def _produce(generator: Generator, name: str, role_name: str, home: Home, lab: Lab, limits: Limits) -> Sent:
+    stop = _stop_on_signals()
+    transport = connect(lab)
+    create_topics(lab)
+    parameters = getattr(generator, "parameters", {})
+    with Ledger.open(home.ledgers(BROKER), name, generator.stream, seed=lab.seed, parameters=parameters) as ledger:
+        publisher = transport.publisher(name)
+        try:
+            return produce(
+                generator,
+                publisher,
+                _codec(lab, generator.stream),
+                ledger,
+                stop=stop,
+                limits=limits,
+                progress=_progress(home, role_name, 0),
+            )
+        finally:
+            publisher.close()
+
+
+def _generator(chosen: Role, lab: Lab, *, is_paced: bool) -> Generator:
+    name = chosen.writes[0]
+    if name == "positions":
+        return Positions(lab.seed, lab.vehicles, lab.rate_hz, is_paced=is_paced)
+    if name == "diagnostics":
+        return Diagnostics(lab.seed, lab.vehicles, is_paced=is_paced)
+    recorded = recorded_reference_data(read(recording_of(lab)).frame)
+    return Vehicles(pl.concat([reference_data(lab.seed, lab.vehicles), recorded]))
+
+
+def _vehicles(transport: KafkaTransport, lab: Lab, stop: threading.Event) -> tuple[pl.DataFrame, int]:
+    """The vehicles table, as soon as there is one."""
+    while not stop.is_set():
+        table, version = reference_table(transport.read_all("vehicles"), _codec(lab, "vehicles"))
+        if len(table):
+            return table, version
+        _log.info("no vehicles yet: waiting for the vehicles-generator")
+        stop.wait(_LOOK_AGAIN_S)
+    return pl.DataFrame(), 0
+
+
+def _codec(lab: Lab, name: str) -> Codec:
+    return codec(lab.codec, stream(name).schema)
+
+
+def _progress(home: Home, name: str, instance: int) -> Progress:
+    suffix = f"-{instance}" if instance else ""
+    return Progress(name, home.run / f"{name}{suffix}.json")
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, so that loops end in order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -54,7 +54,7 @@ def produce(  # noqa: PLR0913 - options of a command
     if replay is not None:
         if stream != "positions":
             raise UsageError(f"a recording replays into positions, not into {stream}")
-        options = roles.Replay(replay, _speed(speed), rebase, _mapping(mapping), loop=loop, producer=producer)
+        options = roles.ReplayOptions(replay, _speed(speed), rebase, _mapping(mapping), loop=loop, producer=producer)
         roles.replay(opened_home, lab, options, limits)
     else:
         chosen = _role(f"{stream}-generator", RoleKind.GENERATOR)
@@ -161,5 +161,3 @@ def _mapping(text: str) -> dict[str, str]:
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError(f"--map {text}: pairs like latitude=lat,longitude=lng")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
-
-
