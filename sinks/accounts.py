@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sinks.findings import EXAMPLES, TableReport
+from sinks.formats import footer
 from sinks.reader import Slot, scan_slots
 from streaming.events import ORIGIN
 from streaming.generators.ledger import Account
@@ -58,14 +59,16 @@ class Files:
     sequences: Mapping[Life, NDArray[np.int64]]
 
 
-def check_files(report: TableReport, slots: Sequence[Slot]) -> Files:
-    """Read every slot; count rows and what is corrupt or reordered."""
+def check_files(report: TableReport, slots: Sequence[Slot], high_water: Mapping[int, int]) -> Files:
+    """Read every slot; count rows and what is corrupt or reordered. `high_water`: how far each chain has ever been."""
     report.files = len(slots)
     readable: list[Slot] = []
     sequences: dict[Life, list[NDArray[np.int64]]] = defaultdict(list)
     ordered = sorted(slots, key=lambda slot: (slot.partition, slot.base))
-    for _, chain in groupby(ordered, key=lambda slot: slot.partition):
-        rows = _read_chain(report, list(chain), readable)
+    chains = {partition: list(chain) for partition, chain in groupby(ordered, key=lambda slot: slot.partition)}
+    _check_chains(report, chains, high_water)
+    for chain in chains.values():
+        rows = _read_chain(report, chain, readable)
         report.rows += len(rows)
         _check_order(report, rows)
         for (producer, epoch), own in rows.group_by("producer", "epoch"):
@@ -81,13 +84,22 @@ def _rows(slot: Slot) -> pl.DataFrame | None:
     return rows
 
 
+def _check_chains(report: TableReport, chains: Mapping[int, Sequence[Slot]], high_water: Mapping[int, int]) -> None:
+    """Each chain begins at 0, each slot where the one before it ends, and the last is as far as the chain has been."""
+    for partition in sorted({*chains, *high_water}):
+        chain = chains.get(partition, ())
+        ends = [0, *(slot.next for slot in chain)]
+        breaks = [
+            f"p={partition}: {end} is followed by {slot.path.name}"
+            for end, slot in zip(ends, chain, strict=False)
+            if slot.base != end
+        ]
+        if ends[-1] < high_water.get(partition, 0):
+            breaks.append(f"p={partition} ends at {ends[-1]} and has been at {high_water[partition]}")
+        report.add("corrupt", len(breaks), breaks)
+
+
 def _read_chain(report: TableReport, chain: Sequence[Slot], readable: list[Slot]) -> pl.DataFrame:
-    breaks = [
-        f"p={later.partition}/{later.path.name} follows the end {slot.next}"
-        for slot, later in pairwise(chain)
-        if slot.next != later.base
-    ]
-    report.add("corrupt", len(breaks), breaks)
     kinds = pl.Schema(dict.fromkeys(_COLUMNS, pl.Int64) | {"producer": pl.String, "vehicle": pl.String})
     frames = [pl.DataFrame(schema=kinds)]
     for slot in chain:
@@ -105,8 +117,8 @@ def _checked(report: TableReport, slot: Slot) -> pl.DataFrame | None:
         report.add("corrupt", 1, [f"{name} is unreadable"])
         return None
     problems = []
-    if len(frame) != slot.rows:
-        problems.append(f"{name} holds {len(frame)} rows and says {slot.rows}")
+    if (claimed := _claimed_rows(slot)) != len(frame):
+        problems.append(f"{name} holds {len(frame)} rows and says {claimed}")
     outside = ~pl.col("_offset").is_between(slot.base, slot.next - 1) | (pl.col("_partition") != slot.partition)
     if strangers := frame.filter(outside).height:
         problems.append(f"{name} holds {strangers} rows from outside [{slot.base}, {slot.next})")
@@ -114,6 +126,14 @@ def _checked(report: TableReport, slot: Slot) -> pl.DataFrame | None:
     back = frame.filter(pl.col("_offset").diff() <= 0)
     report.add("reordered", len(back), (f"{name} offset {offset}" for offset in back["_offset"]))
     return frame
+
+
+def _claimed_rows(slot: Slot) -> int | None:
+    """How many rows the file says it was written with; None when it says nothing."""
+    try:
+        return int(footer(slot.path).facts.get("count", slot.rows))
+    except (OSError, ValueError):
+        return None
 
 
 def _check_order(report: TableReport, rows: pl.DataFrame) -> None:

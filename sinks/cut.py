@@ -7,12 +7,13 @@ below a derived end lies below `inputs`. So whatever the lab does meanwhile, wha
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from sinks.reader import slots
+from sinks.reader import quarantine_scan, slots
 from streaming.home import Home
 from streaming.interfaces import Transport
 from streaming.topology import ROLES, STREAMS, Role, RoleKind, StreamKind, state_stream
@@ -62,6 +63,12 @@ def snapshots(transport: Transport, role: Role) -> dict[int, Snapshot]:
     return {batch.partition: Snapshot.unpack(batch.values[-1]) for batch in batches if len(batch)}
 
 
+def high_water(home: Home, broker: str, table: str) -> dict[int, int]:
+    """How far each of a table's chains has ever been; what lay below and is gone is lost, not pending."""
+    notes = (home.high_water(broker) / table).glob("p=*.table.json")
+    return {int(note.name[2:].partition(".")[0]): int(json.loads(note.read_text())["next"]) for note in notes}
+
+
 def _ends(transport: Transport, stream: str) -> Ends:
     return {partition: extent.high for partition, extent in transport.extents(stream).items()}
 
@@ -96,16 +103,28 @@ class _Waiting:
         """Records that the table's chains have not reached yet."""
 
         def reached() -> Ends:
-            chains: dict[int, int] = {}
+            chains = high_water(home, broker, str(role.table))
             for slot in slots(home, broker, str(role.table)):
                 chains[slot.partition] = max(slot.next, chains.get(slot.partition, 0))
             return chains
 
-        return self._until(str(role.table), role.reads[0], reached, ends)
+        def aside(behind: Ends) -> int:
+            rows = quarantine_scan(home, broker, str(role.table)).select("partition", "_offset").collect()
+            return sum(offset >= behind.get(partition, 0) for partition, offset in rows.iter_rows())
 
-    def _until(self, who: str, stream: str, reached: Callable[[], Ends], ends: Ends) -> int:
+        return self._until(str(role.table), role.reads[0], reached, ends, aside)
+
+    def _until(
+        self,
+        who: str,
+        stream: str,
+        reached: Callable[[], Ends],
+        ends: Ends,
+        aside: Callable[[Ends], int] = lambda _: 0,
+    ) -> int:
+        """`aside`: how many records beyond what was reached need not be waited for."""
         pause_s = 0.25
-        while pending := self._between(stream, reached(), ends):
+        while pending := self._pending(stream, reached(), ends, aside):
             left_s = self.deadline_s - time.monotonic()
             if left_s <= 0:
                 break
@@ -113,6 +132,10 @@ class _Waiting:
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return pending
+
+    def _pending(self, stream: str, reached: Ends, ends: Ends, aside: Callable[[Ends], int]) -> int:
+        between = self._between(stream, reached, ends)
+        return max(0, between - aside(reached)) if between else 0
 
     def _between(self, stream: str, reached: Ends, ends: Ends) -> int:
         """How many records lie between; offsets alone don't tell, the broker's own control records take some."""

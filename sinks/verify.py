@@ -18,7 +18,7 @@ from typing import Final
 import polars as pl
 
 from sinks.accounts import Claim, Files, Life, check_files, check_identities, claims_of, claims_of_counts
-from sinks.cut import Cut, snapshots, take_cut
+from sinks.cut import Cut, high_water, snapshots, take_cut
 from sinks.derivations import Landed, check_alerts, check_formats, check_means
 from sinks.findings import Report, TableReport
 from sinks.reader import quarantine_scan, slots
@@ -72,7 +72,7 @@ def _read_table(home: Home, broker: str, role: Role, cut: Cut, progress: Callabl
     makers = [maker.name for maker in ROLES.values() if maker.kind is RoleKind.TRANSFORMER and stream in maker.writes]
     for who in (name, *makers):
         report.add("pending", cut.pending[who], [f"{cut.pending[who]:,} records that {who} had not reached"])
-    return _TableRead(role, report, check_files(report, slots(home, broker, name)))
+    return _TableRead(role, report, check_files(report, slots(home, broker, name), high_water(home, broker, name)))
 
 
 def _claims(transport: Transport, accounts: list[Account]) -> dict[str, dict[Life, Claim]]:
