@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -104,6 +105,15 @@ class World:
         if limits.messages:
             run_sink(self.transport, role, sink, stop=threading.Event(), progress=Progress(role.name), limits=limits)
 
+    def work(self, steps: Mapping[str, Step[Any]] = MappingProxyType({})) -> None:
+        """Transform and land all there is."""
+        for role in ROLES.values():
+            if role.kind is RoleKind.TRANSFORMER and self.records(role.reads[0]) > self.done[role.name]:
+                self.transform(role, steps.get(role.name))
+        for role in ROLES.values():
+            if role.kind is RoleKind.SINK:
+                self.land(role)
+
     def _rest(self, role: Role) -> Limits:
         """Until all that the role has not read yet is done."""
         there = self.records(role.reads[0])
@@ -135,12 +145,7 @@ def _everything(home: Path, steps: dict[str, Step[Any]] | None = None) -> World:
         world.generate(Positions(LAB.seed, LAB.vehicles, LAB.rate_hz, is_paced=False), POSITIONS // 3)
         world.generate(Diagnostics(LAB.seed, LAB.vehicles, is_paced=False), 100)
         world.publish("positions", rows)
-        for role in ROLES.values():
-            if role.kind is RoleKind.TRANSFORMER:
-                world.transform(role, (steps or {}).get(role.name))
-        for role in ROLES.values():
-            if role.kind is RoleKind.SINK:
-                world.land(role)
+        world.work(steps or {})
     return world
 
 
@@ -158,8 +163,9 @@ def world(laid: World, tmp_path: Path) -> World:
 
 
 def _rewrite(slot: Slot, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    """Change a slot's rows behind the sink's back, its words about itself left as they are."""
+    """Change a slot's rows behind the sink's back; what the file says of itself but its number of rows is kept."""
     frame, facts = change(pl.read_parquet(slot.path)), dict(footer(slot.path).facts)
+    facts["count"] = str(len(frame))
     with slot.path.open("wb") as file:
         FORMATS["parquet"].write(frame, file, facts)
 
@@ -191,6 +197,14 @@ def test_a_slot_that_is_gone_breaks_its_chain_and_loses_its_rows(world: World) -
     assert report.exit_code == 1
 
 
+def test_the_last_slot_being_gone_is_damage_and_not_something_pending(world: World) -> None:
+    slot = world.slot("positions_parquet", at=-1)
+    slot.path.unlink()
+    report = world.verify()
+    assert _words(report, "positions_parquet") == {"lost", "corrupt"}
+    assert report.totals["lost"] == slot.rows
+
+
 def test_a_slot_copied_to_another_base_doubles_its_rows(world: World) -> None:
     slot = world.slot("positions_parquet")
     shutil.copy(slot.path, slot.path.with_stem(f"{slot.next + 10_000:020d}"))
@@ -203,7 +217,7 @@ def test_a_slot_copied_to_another_base_doubles_its_rows(world: World) -> None:
 def test_a_dropped_row_is_lost(world: World, table: str) -> None:
     _rewrite(world.slot(table), lambda rows: rows.slice(1))
     report = world.verify()
-    assert "lost" in _words(report, table)
+    assert _words(report, table) == {"lost"}
     assert report.totals["lost"] == 1
 
 
@@ -256,6 +270,20 @@ def test_a_mean_that_was_altered_in_its_last_bits_is_wrong(world: World, column:
     assert report.exit_code == 1
 
 
+def test_a_value_altered_in_one_of_two_formats_is_wrong(world: World) -> None:
+    path = world.slot("alerts_csv").path
+    path.write_text(path.read_text().replace("speeding", "geofence").replace("anomaly", "geofence"))
+    report = world.verify()
+    assert _words(report, "alerts_csv") == {"wrong"}
+    assert not _words(report, "alerts_parquet")
+
+
+def test_a_file_that_names_no_position_is_corrupt(world: World) -> None:
+    path = world.slot("diagnostics_parquet", at=-1).path
+    pl.read_parquet(path).write_parquet(path)
+    assert "corrupt" in _words(world.verify(), "diagnostics_parquet")
+
+
 def test_an_alert_with_another_value_is_wrong(world: World) -> None:
     _rewrite(world.slot("alerts_parquet"), lambda rows: rows.with_columns(value=pl.col("value") + 1))
     assert "wrong" in _words(world.verify(), "alerts_parquet")
@@ -274,6 +302,36 @@ def test_what_was_sent_with_unknown_outcome_and_has_landed_is_recovered(world: W
     ledger.write_bytes(ledger.read_bytes() + b'{"unknown":[10,15]}\n')
     report = world.verify()
     assert (report.totals["recovered"], report.exit_code) == (5, 0)
+
+
+def test_undecodable_records_are_quarantined_and_neither_lost_nor_pending(tmp_path: Path) -> None:
+    world = World(Home(tmp_path / "home").open(), MemoryTransport())
+    world.transport.create(STREAMS.values(), replication=1)
+    noise = [b"not a record", b"\x00\xff"]
+    for stream in ("positions", "position_means", "alerts"):
+        world.transport.publisher("noise").publish(Outgoing(stream, noise, [b"v", b"v"]))
+    world.work()
+    report = world.verify()
+    assert report.exit_code == 0, report.to_dict()
+    assert {table.table: table.quarantined for table in report.tables if table.quarantined} == dict.fromkeys(
+        ("positions_parquet", "position_means_parquet", "position_means_csv", "alerts_parquet", "alerts_csv"), 2
+    )
+
+
+def test_reference_records_that_newer_ones_have_superseded_are_not_lost(tmp_path: Path) -> None:
+    world = World(Home(tmp_path / "home").open(), MemoryTransport())
+    world.transport.create(STREAMS.values(), replication=1)
+    for _ in range(2):
+        world.generate(Vehicles(reference_data(LAB.seed, LAB.vehicles)), LAB.vehicles)
+    superseded = LAB.vehicles
+    world.transport.delete_before("vehicles", 0, superseded)  # as compaction does, before any sink has run
+    world.work()
+    report = world.verify()
+    assert report.exit_code == 0, report.to_dict()
+    [vehicles] = [table for table in report.tables if table.table == "vehicles_parquet"]
+    assert vehicles.notes == [f"{superseded} confirmed records were superseded by a later one of their key"]
+    world.slot("vehicles_parquet").path.unlink()
+    assert "lost" in _words(world.verify(), "vehicles_parquet")
 
 
 class _Forgetful(MeansStep):
