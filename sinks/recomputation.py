@@ -88,10 +88,9 @@ def _distances(units: pl.DataFrame) -> pl.DataFrame:
     """Metres along each window's fixes, hop by hop in whole millimetres."""
     fixes = units.drop_nulls(["latitude", "longitude"]).sort("event_time", "epoch", "sequence")
     degrees = [pl.col(name) / (pl.lit(10**9) + pl.col(name) * 0) for name in ("latitude", "longitude")]
-    before = [column.shift(1).over(WINDOW) for column in degrees]
-    hops = fixes.select(*WINDOW, mm=(haversine_m(*before, *degrees) * 1000).round().cast(pl.Int64))
-    metres = pl.col("mm").sum() / (pl.col("mm").sum() * 0 + 1000)
-    return hops.group_by(WINDOW).agg(distance_m=metres)
+    hops = haversine_m(*(column.shift(1) for column in degrees), *degrees)  # within a group: from the fix before
+    way = fixes.group_by(WINDOW).agg(mm=(hops * 1000).round().cast(pl.Int64).sum())
+    return way.select(*WINDOW, distance_m=pl.col("mm") / (pl.col("mm") * 0 + 1000))
 
 
 def with_scores(means: pl.DataFrame) -> pl.DataFrame:
