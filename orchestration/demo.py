@@ -31,12 +31,12 @@ def run(home: Home, lab: Lab, *, seconds: int, dagster: bool = True) -> int:
         lab,
         create_topics=lambda: roles.create_topics(lab),
         dagster=dagster,
-        progress=lambda says: console.print(says),
+        progress=console.print,
     )
     before = landed(home)
     _watch(home, console, seconds=seconds, before=before, started=started)
     with console.status("taking a cut and reconciling the ledgers with the files") as status:
-        report = verify(home, roles.connect(lab), lab, wait_s=60, progress=lambda says: status.update(says))
+        report = verify(home, roles.connect(lab), lab, wait_s=60, progress=status.update)
     console.print(_landed_table(home, before, seconds))
     console.print(report.render())
     warehouse = home.warehouse("kafka")

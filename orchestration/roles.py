@@ -1,7 +1,7 @@
-"""Roles put together: a role's name and the lab's settings become transport, codec, step or sink, and run until stopped.
+"""Roles put together: a role's name and the lab's settings become transport, codec, step or sink, and run.
 
-The command line, the supervisor and the tests all start roles here. Nothing here imports Dagster. A role ends cleanly on
-SIGTERM and SIGINT: what it holds is flushed and committed first.
+The command line, the supervisor and the tests all start roles here. Nothing here imports Dagster. A role ends cleanly
+on SIGTERM and SIGINT: what it holds is flushed and committed first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import polars as pl
 
@@ -25,7 +25,7 @@ from streaming.generators.diagnostics import Diagnostics
 from streaming.generators.ledger import Ledger, fresh_name
 from streaming.generators.positions import Positions
 from streaming.generators.recording import read
-from streaming.generators.replay import Replay
+from streaming.generators.replay import SHIPPED, Rebase, Replay, producer_name
 from streaming.generators.run import Generator, Sent, produce
 from streaming.generators.vehicles import Vehicles, recorded_reference_data, reference_data
 from streaming.home import Home
@@ -38,7 +38,6 @@ from streaming.transformers.flows import reference_table, step_for
 from streaming.transports.kafka import KafkaTransport
 
 BROKER: Final = "kafka"
-RECORDINGS: Final = Path(__file__).resolve().parent.parent / "streaming" / "recordings"
 _LOOK_AGAIN_S: Final = 0.5
 _log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class ReplayOptions:
 
     path: Path
     speed: float | None = 1.0
-    rebase: str = "now"
+    rebase: Rebase = Rebase.NOW
     mapping: Mapping[str, str] | None = None
     loop: bool = False
     producer: str | None = None
@@ -92,8 +91,8 @@ def replay(home: Home, lab: Lab, options: ReplayOptions, limits: Limits, *, role
     recording = read(options.path, options.mapping, aside=home.root / "rejected")
     if recording.rejected:
         _log.warning("%s: %d rows can't be read; see %s", options.path, recording.rejected, recording.aside)
-    generator = Replay(recording, speed=options.speed, rebase=options.rebase, is_looping=options.loop)
-    name = options.producer or fresh_name("replay")
+    generator = Replay(recording, speed=options.speed, rebase=options.rebase, is_looped=options.loop)
+    name = options.producer or producer_name(options.path)
     return _produce(generator, name, role_name or name, home, lab, limits)
 
 
@@ -146,12 +145,20 @@ def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 
 
 def recording_of(lab: Lab) -> Path:
     """The recording that this lab replays: the one it was told, or the one that ships."""
-    return Path(lab.recording) if lab.recording else next(RECORDINGS.glob("*.gpx"))
+    return Path(lab.recording) if lab.recording else SHIPPED
 
 
-def limits(duration: str | None, messages: int | None) -> Limits:
+def limits_of(duration: str | None, messages: int | None) -> Limits:
     """When to stop, from the command line's words."""
     return Limits(None if duration is None else seconds(duration), messages)
+
+
+def rebase_of(text: str) -> Rebase:
+    """`now` or `keep`; UsageError for anything else."""
+    try:
+        return Rebase(text)
+    except ValueError:
+        raise UsageError(f"--rebase {text}: now, or keep") from None
 
 
 def seconds(text: str) -> float:

@@ -103,11 +103,13 @@ class Report:
     def render(self) -> Group:
         """For a terminal: a table of counts, then examples and notes."""
         counts = Table("table", title=f"Files against ledgers, {self.broker}, cut at {self.taken_at}")
-        for column in ("rows", "files", *WORDS, "quarantined"):
+        for column in ("rows", "files", "quarantined"):
             counts.add_column(column, justify="right")
+        counts.add_column("found")
         for table in self.tables:
-            cells = [table.rows, table.files, *table.counts.values(), table.quarantined]
-            counts.add_row(table.table, *(f"{cell:,}" if cell else "·" for cell in cells))
+            found = ", ".join(f"{count:,} {word}" for word, count in table.counts.items() if count)
+            cells = [f"{cell:,}" for cell in (table.rows, table.files, table.quarantined)]
+            counts.add_row(table.table, *cells, found or "clean")
         return Group(counts, *self._lines(), Text(self.verdict, style="red" if self.exit_code == 1 else ""))
 
     def _lines(self) -> Iterable[Text]:

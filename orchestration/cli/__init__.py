@@ -1,4 +1,4 @@
-"""The command line: `streamgauge`. Starts quickly: nothing here imports Dagster or a broker's client before it is needed.
+"""The command line: `streamgauge`. Starts quickly: Dagster and the brokers' clients are imported when they are needed.
 
 Exit codes: 0 fine; 1 found a problem; 2 wrong use; 3 the machine lacks something; 4 no broker answers; 6 not everything
 has landed yet (verify); 65 a person must decide; 75 start me again (the supervisor does); 130 interrupted.

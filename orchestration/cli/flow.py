@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("role", hidden=True)(run_supervised)
 
 
-def produce(  # noqa: PLR0913 - options of a command
+def produce(
     stream: Annotated[str, typer.Argument(help="positions, diagnostics or vehicles.")],
     home: HomeOption = None,
     servers: ServersOption = None,
@@ -45,16 +45,18 @@ def produce(  # noqa: PLR0913 - options of a command
     loop: Annotated[bool, typer.Option("--loop", help="Replay again and again.")] = False,
 ) -> None:
     """Generate a stream, or replay a recording of your own into `positions`."""
-    from orchestration import roles  # noqa: PLC0415
+    from orchestration import roles
 
     opened_home, lab = opened(home)
     wanted = _rate(rate)
     lab = lab.changed({"bootstrap_servers": servers, "vehicles": vehicles, "seed": seed, "rate_hz": wanted})
-    limits = roles.limits(duration, messages)
+    limits = roles.limits_of(duration, messages)
     if replay is not None:
         if stream != "positions":
             raise UsageError(f"a recording replays into positions, not into {stream}")
-        options = roles.ReplayOptions(replay, _speed(speed), rebase, _mapping(mapping), loop=loop, producer=producer)
+        options = roles.ReplayOptions(
+            replay, _speed(speed), roles.rebase_of(rebase), _mapping(mapping), loop=loop, producer=producer
+        )
         roles.replay(opened_home, lab, options, limits)
     else:
         chosen = _role(f"{stream}-generator", RoleKind.GENERATOR)
@@ -70,12 +72,12 @@ def transform(
     messages: MessagesOption = None,
 ) -> None:
     """Run one transformer: read a stream, compute, write streams, in Kafka transactions."""
-    from orchestration import roles  # noqa: PLC0415
+    from orchestration import roles
 
     opened_home, lab = opened(home)
     chosen = _role(f"{name}-transformer", RoleKind.TRANSFORMER)
     lab = lab.changed({"bootstrap_servers": servers})
-    roles.transform(chosen, opened_home, lab, roles.limits(duration, messages), instance=instance)
+    roles.transform(chosen, opened_home, lab, roles.limits_of(duration, messages), instance=instance)
 
 
 def sink(
@@ -87,17 +89,17 @@ def sink(
     messages: MessagesOption = None,
 ) -> None:
     """Run one sink: land a stream in files, exactly once."""
-    from orchestration import roles  # noqa: PLC0415
+    from orchestration import roles
 
     opened_home, lab = opened(home)
     chosen = _role(name, RoleKind.SINK)
     lab = lab.changed({"bootstrap_servers": servers})
-    roles.sink(chosen, opened_home, lab, roles.limits(duration, messages), instance=instance)
+    roles.sink(chosen, opened_home, lab, roles.limits_of(duration, messages), instance=instance)
 
 
 def run_supervised(name: str, home: HomeOption = None) -> None:
     """Run a role as the lab configured it: what the supervisor starts."""
-    from orchestration import roles  # noqa: PLC0415
+    from orchestration import roles
 
     opened_home, lab = opened(home)
     roles.run(role(name), opened_home, lab)
@@ -111,16 +113,14 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Reconcile the producers' ledgers with the files: lost, duplicated, … Exit code 1 on damage, 6 when unfinished."""
-    from orchestration import roles  # noqa: PLC0415
-    from sinks.verify import verify as reconcile  # noqa: PLC0415
+    from orchestration import roles
+    from sinks.verify import verify as reconcile
 
     opened_home, lab = opened(home)
     lab = lab.changed({"bootstrap_servers": servers})
     console = Console(stderr=True)
     with console.status("taking a cut") as status:
-        report = reconcile(
-            opened_home, roles.connect(lab), lab, wait_s=roles.seconds(wait), progress=lambda says: status.update(says)
-        )
+        report = reconcile(opened_home, roles.connect(lab), lab, wait_s=roles.seconds(wait), progress=status.update)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -36,13 +36,13 @@ def demo(
     dagster: DagsterOption = True,
 ) -> None:
     """Start the lab, let data flow, print what landed and whether anything is lost; leave the lab running."""
-    from orchestration.demo import run  # noqa: PLC0415 - the command line starts without it
+    from orchestration.demo import run
 
     opened_home, lab = opened(home)
     raise typer.Exit(run(opened_home, lab.changed({"port_base": port_base}), seconds=seconds, dagster=dagster))
 
 
-def up(  # noqa: PLR0913 - options of a command
+def up(
     home: HomeOption = None,
     bootstrap_servers: Annotated[str | None, typer.Option(help="Use this Kafka cluster, start none.")] = None,
     replication: Annotated[int | None, typer.Option(min=1, help="Copies of each topic. Default: 3.")] = None,
@@ -56,8 +56,8 @@ def up(  # noqa: PLR0913 - options of a command
     dagster: DagsterOption = True,
 ) -> None:
     """Start brokers, generators, transformers, sinks and Dagster; return when all are ready."""
-    from orchestration import services  # noqa: PLC0415
-    from orchestration.roles import create_topics  # noqa: PLC0415
+    from orchestration import services
+    from orchestration.roles import create_topics
 
     opened_home, remembered = opened(home)
     lab = remembered.changed(
@@ -79,14 +79,14 @@ def up(  # noqa: PLR0913 - options of a command
 
 def down(home: HomeOption = None) -> None:
     """Stop everything the lab started: Dagster, roles, brokers, in this order. No process is left."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     services.down(home_of(home), progress=typer.echo)
 
 
 def status(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
     """What runs, for how long and how fast. Exit code 1 when something that should run does not."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     found = services.status(home_of(home))
     if as_json:
@@ -112,7 +112,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", help="Go on as lines come.")] = False,
 ) -> None:
     """Show a service's log."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     path = services.log_path(home_of(home), service)
     if not path.exists():
@@ -122,7 +122,7 @@ def logs(
 
 def start(service: RoleArgument, home: HomeOption = None) -> None:
     """Start one service while the rest runs."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     services.start(home_of(home), service)
     typer.echo(f"{service} runs")
@@ -130,7 +130,7 @@ def start(service: RoleArgument, home: HomeOption = None) -> None:
 
 def stop(service: RoleArgument, home: HomeOption = None) -> None:
     """Stop one service cleanly while the rest runs."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     services.stop(home_of(home), service)
     typer.echo(f"{service} is stopped")
@@ -144,7 +144,7 @@ def restart(service: RoleArgument, home: HomeOption = None) -> None:
 
 def doctor(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
     """What is missing or in the way on this machine, each with the remedy. Exit code 1 when something is."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     opened_home, lab = opened(home)
     findings = services.examine(opened_home, lab)
@@ -161,7 +161,7 @@ def doctor(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
 
 def reset(home: HomeOption = None, *, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Delete the lab's home: brokers' data, warehouse, ledgers, Dagster's history. Asks first; the lab must be down."""
-    from orchestration import services  # noqa: PLC0415
+    from orchestration import services
 
     target: Home = home_of(home)
     if services.is_up(target):

@@ -170,6 +170,7 @@ class _Sender:
             self.mark(mark_us)
         if self.publisher.flush(FLUSH_AFTER_S):
             self._confirm()
+        self.progress.write()
 
     def mark(self, mark_us: int) -> None:
         """Promise on every partition that nothing older than `mark_us` follows."""
