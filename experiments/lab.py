@@ -124,12 +124,12 @@ class Lab:
 
     def producer(self, purpose: str, **settings: Any) -> Producer:
         """A producer; its settings are written into the run's provenance."""
-        return Producer(self._client(purpose, {"linger.ms": 5, **_dotted(settings)}))
+        return Producer(self.client(purpose, {"linger.ms": 5, **_dotted(settings)}))
 
     def consumer(self, purpose: str, group: str, **settings: Any) -> Consumer:
         """A consumer that is closed with the lab at the latest; its settings go into the run's provenance."""
         defaults = {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
-        return Consumer(self._client(purpose, {**defaults, **_dotted(settings)}))
+        return Consumer(self.client(purpose, {**defaults, **_dotted(settings)}))
 
     def send(
         self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], **settings: Any
@@ -205,7 +205,8 @@ class Lab:
         self._counter += 1
         return f"lab-{self.run_id}-{self._counter}-{purpose}"
 
-    def _client(self, purpose: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def client(self, purpose: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """A client's settings with this lab's address; noted for the provenance."""
         self.settings["clients"].setdefault(
             purpose, {key: value for key, value in settings.items() if not callable(value)}
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+from experiments.deep_dives.consumer_groups import CONSUMER_GROUPS
 from experiments.deep_dives.keys import KEYS
 
-_DIVES = (KEYS,)
+_DIVES = (CONSUMER_GROUPS, KEYS)
 DEEP_DIVES: Final = MappingProxyType({each.name: each for each in _DIVES})
