@@ -1,9 +1,9 @@
 """The sink for queues, which have no offsets: rows are numbered as they arrive, and known by their identity.
 
-A slot's base is the number of rows in the table before it; the next one's is base + rows. A slot is committed by
-link(2), so of two owners one wins. Invariant: a message is acknowledged after its row is durable, and a row whose
-(producer, epoch, sequence) is in any committed slot, or in the open buffer, is never written again. What cannot be
-decoded has no identity: it is quarantined by the hash of its bytes.
+A slot's base is the number of rows in the table before it; `_offset` is the row's number, `_partition` is 0. Of two
+owners one wins each slot, as everywhere (see slots). Invariant: a message is acknowledged after its row is durable, and
+a row whose (producer, epoch, sequence) is in a committed slot, or in the open buffer, is never written again. What
+cannot be decoded has no identity: it goes to quarantine first, known there by its bytes, equal ones once.
 
 Every start reads the identity columns of all slots; in memory stay ranges, a few for each life of a producer.
 """
@@ -11,112 +11,62 @@ Every start reads the identity columns of all slots; in memory stay ranges, a fe
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import polars as pl
 
+from sinks.derive import derive, table_schema
+from sinks.files import QUARANTINE, Rotation
+from sinks.formats import FORMATS
+from sinks.slots import Checkpoint, Place, SlotChain, base_of, committed, remove_stale
 from streaming.batch import Batch
 from streaming.errors import ChainBroken, SlotTaken
 from streaming.events import MARK, ORIGIN
 from streaming.home import Home
 from streaming.identities import Identities, new_rows
-from streaming.interfaces import Codec, Offsets
+from streaming.interfaces import Codec, Identity, Offsets
 from streaming.topology import Role
 
 PARTITION: Final = 0
-MAX_DELIVERIES: Final = 30_000  # in a buffer; the source's prefetch must be larger, or the buffer never fills
-MAX_AGE_S: Final = 5.0
-_REJECTED: Final = pl.Schema({"_hash": pl.String, "reason": pl.String, "payload": pl.Binary})
-Checkpoint = Callable[[str], None]
+# Rows are deliveries here. A source's prefetch must be larger, or the buffer never fills before it is old.
+ROTATION: Final = Rotation(rows=30_000)
 
 
 @dataclass(slots=True)
-class Chain:
-    """Committed slots of one folder, each file named by the number of rows before it."""
+class _Numbered:
+    """A chain whose positions are row numbers, and how far its rows have been read back."""
 
-    folder: Path
-    staging: Path
-    high_water: Path
-    format: str = "parquet"
-    checkpoint: Checkpoint = lambda _: None
-    end: int = 0  # rows in all slots that were read
-
-    def read_new(self, columns: list[str]) -> pl.DataFrame:
-        """The columns of all slots behind `end`; moves `end`. ChainBroken when a slot is missing or unreadable."""
-        frames = []
-        for base, path in self._slots():
-            if base < self.end:
-                continue
-            if base > self.end:
-                raise ChainBroken(f"{self.folder}: {self.end} rows, then a slot that begins at {base}")
-            frames.append(self._read(path, columns))
-            self.end += len(frames[-1])
-        if self.end < self._highest():
-            raise ChainBroken(f"{self.folder}: {self.end} rows, there were {self._highest()}: a file is missing")
-        return pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
+    place: Place
+    suffix: str
+    chain: SlotChain
+    read: int = 0
 
     def append(self, table: pl.DataFrame) -> None:
-        """Commit a slot. SlotTaken when another owner has committed one there first; OSError as it comes."""
-        numbered = table.with_columns(
-            _partition=pl.lit(PARTITION, pl.Int64), _offset=pl.int_range(pl.len(), dtype=pl.Int64) + self.end
-        )
-        scratch = self.staging / f"{uuid.uuid4().hex}.{self.format}"
-        scratch.parent.mkdir(parents=True, exist_ok=True)
+        """Commit the rows as the next slot. SlotTaken when another owner was first."""
+        self.chain.append(table, self.chain.next + len(table))
+        self.read = self.chain.next
+
+    def numbers(self, count: int) -> pl.Series:
+        """The next rows' numbers."""
+        return pl.int_range(self.chain.next, self.chain.next + count, eager=True, dtype=pl.Int64)
+
+    def unread(self, schema: pl.Schema, columns: list[str]) -> pl.DataFrame:
+        """The columns of the slots that were committed since the last call, by whomever."""
+        self.chain.reload()
+        paths = [path for path in committed(self.place.folder, self.suffix) if base_of(path) >= self.read]
+        if not paths:
+            return pl.DataFrame(schema=schema).select(columns)
         try:
-            self._write(numbered, scratch)
-            self._publish(scratch)
-        finally:
-            scratch.unlink(missing_ok=True)
-        self.end += len(table)
-        self._raise_high_water()
-
-    def _publish(self, scratch: Path) -> None:
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        self.checkpoint("synced")
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            _sync_folder(self.folder.parent)
-            _sync_folder(self.folder.parent.parent)
-        try:
-            os.link(scratch, self.folder / f"{self.end:020d}.{self.format}")
-        except FileExistsError:
-            raise SlotTaken(f"{self.folder}: another owner has committed slot {self.end}") from None
-        self.checkpoint("linked")
-        _sync_folder(self.folder)
-        self.checkpoint("durable")
-
-    def _slots(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.stem), path) for path in self.folder.glob(f"*.{self.format}"))
-
-    def _write(self, table: pl.DataFrame, path: Path) -> None:
-        if self.format == "csv":
-            table.write_csv(path)
-        else:
-            table.write_parquet(path, compression="zstd", compression_level=1)
-
-    def _read(self, path: Path, columns: list[str]) -> pl.DataFrame:
-        try:
-            if self.format == "csv":
-                return pl.read_csv(path, columns=columns, schema_overrides={"producer": pl.String})
-            return pl.read_parquet(path, columns=columns)
+            found = FORMATS[self.suffix].scan(paths, schema).select(columns).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise ChainBroken(f"{path} can't be read: {error}") from error
-
-    def _highest(self) -> int:
-        return int(self.high_water.read_text()) if self.high_water.exists() else 0
-
-    def _raise_high_water(self) -> None:
-        self.high_water.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.high_water.with_suffix(".new")
-        scratch.write_text(str(self.end))
-        scratch.replace(self.high_water)
+            raise ChainBroken(f"{self.place.folder} can't be read: {error}") from error
+        self.read += len(found)
+        if self.read != self.chain.next:  # the folder grew between the two looks, or a file holds other than it says
+            raise ChainBroken(f"{self.place.folder}: {self.read} rows up to position {self.chain.next}")
+        return found
 
 
 @dataclass(slots=True)
@@ -125,14 +75,15 @@ class _Buffer:
 
     tables: list[pl.DataFrame] = field(default_factory=list)
     identities: Identities = field(default_factory=Identities)
-    rejected: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash → reason, payload
+    rejected: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)  # hash → reason, payload
     deliveries: int = 0
+    size_bytes: int = 0
     next_offset: int | None = None
-    began_at: float = 0.0
+    since_s: float = 0.0
 
 
 class ArrivalSink:
-    """Implements interfaces.Sink for a queue. See the module for what it guarantees."""
+    """Implements interfaces.Sink for one role that reads a queue. One thread at a time."""
 
     def __init__(
         self,
@@ -140,97 +91,118 @@ class ArrivalSink:
         broker: str,
         role: Role,
         codec: Codec,
+        identity: Identity,
         *,
-        derive: Callable[[pl.DataFrame], pl.DataFrame] = lambda table: table,
+        rotation: Rotation = ROTATION,
+        writer: str,
         checkpoint: Checkpoint = lambda _: None,
-        max_deliveries: int = MAX_DELIVERIES,
-        max_age_s: float = MAX_AGE_S,
     ) -> None:
-        table, place = str(role.table), f"p={PARTITION:05d}"
-        staging, high = home.staging(broker) / table, home.high_water(broker) / table
-        self._codec, self._derive, self._checkpoint = codec, derive, checkpoint
-        self._max_deliveries, self._max_age_s = max_deliveries, max_age_s
-        self._slots = Chain(
-            home.warehouse(broker) / table / place, staging, high / place, role.format or "parquet", checkpoint
-        )
-        self._rejects = Chain(home.quarantine(broker) / table / place, staging, high / f"quarantine-{place}")
-        self._committed = Identities()
-        self._quarantined: set[str] = set()
-        self._buffer = _Buffer()
-        self.repeats = 0  # rows that came again and were dropped
+        if role.table is None or role.format is None:
+            raise ValueError(f"{role.name} is no sink")
+        self._stream, self._schema = role.reads[0], table_schema(role)
+        self._codec, self._rotation = codec, rotation
+        staging = home.staging(broker) / role.table
+        remove_stale(staging)
 
-    def resume(self, partition: int) -> None:  # noqa: ARG002 - the broker knows what is unacknowledged
-        """Learn what is committed; a queue is always read from its head."""
+        def numbered(kind: str, suffix: str) -> _Numbered:
+            tree = home.quarantine(broker) if kind == "quarantine" else home.warehouse(broker)
+            lane = f"p={PARTITION:05d}"
+            high_water = home.high_water(broker) / str(role.table) / f"{lane}.{kind}.json"
+            folder = tree / str(role.table) / lane
+            place = Place(folder, staging, high_water, self._stream, PARTITION, identity, writer)
+            return _Numbered(place, suffix, SlotChain(place, suffix, checkpoint))
+
+        self._table = numbered("table", role.format)
+        self._quarantine = numbered("quarantine", "parquet")
+        self._committed = Identities()
+        self._quarantined: set[bytes] = set()
+        self._buffer = _Buffer()
+        self.repeats = 0  # events that came again and were dropped
+
+    def resume(self, partition: int) -> int | None:  # noqa: ARG002 - there is one
+        """Learn what is committed. None always: a queue is read from its head."""
         self._catch_up()
+        return None
 
     def release(self, partitions: Iterable[int], *, lost: bool) -> None:  # noqa: ARG002
-        """The connection went: everything unacknowledged comes again. Commit what is buffered, or drop it if `lost`."""
+        """The connection goes, and all that is unacknowledged comes again. Commit what is buffered, or drop it."""
         if not lost:
             self.commit()
         self._buffer = _Buffer()
 
     def write(self, batch: Batch) -> None:
-        """Buffer what is new."""
+        """Buffer what is new; repeats are dropped, but acknowledged with the rest."""
         decoded = self._codec.decode(batch.values)
+        buffer = self._buffer
         for rejection in decoded.rejections:
             payload = bytes(batch.values[rejection.index])
-            key = hashlib.sha256(payload).hexdigest()
-            if key not in self._quarantined:
-                self._buffer.rejected[key] = (rejection.reason, payload)
+            buffer.rejected.setdefault(_hash(payload), (rejection.reason, payload))
         events = decoded.table.filter(pl.col("sequence") != MARK)
-        fresh = new_rows(events, self._committed, self._buffer.identities)
+        fresh = new_rows(events, self._committed, buffer.identities)
         self.repeats += len(events) - len(fresh)
-        if not self._buffer.deliveries:
-            self._buffer.began_at = time.monotonic()
-        self._buffer.deliveries += len(batch)
-        self._buffer.next_offset = batch.next_offset
+        if buffer.next_offset is None:
+            buffer.since_s = time.monotonic()
+        buffer.next_offset = batch.next_offset
+        buffer.deliveries += len(batch)
         if len(fresh):
-            self._buffer.tables.append(fresh)
-            self._buffer.identities.add(fresh)
+            buffer.size_bytes += int(fresh.estimated_size())
+            buffer.tables.append(fresh)
+            buffer.identities.add(fresh)
 
     @property
     def is_due(self) -> bool:
-        """Whether the buffer is full or old."""
+        """Whether deliveries, bytes or age of the buffer ask for a commit."""
         buffer = self._buffer
-        if not buffer.deliveries:
-            return False
-        return buffer.deliveries >= self._max_deliveries or time.monotonic() - buffer.began_at >= self._max_age_s
+        return buffer.next_offset is not None and (
+            buffer.deliveries >= self._rotation.rows
+            or buffer.size_bytes >= self._rotation.size_bytes
+            or time.monotonic() - buffer.since_s >= self._rotation.seconds
+        )
 
     def commit(self) -> Offsets:
-        """Rejects, then rows, durable and visible; deliveries before the returned offset may be acknowledged then."""
+        """Rejects, then rows, durable and visible; deliveries before the returned offset may be acknowledged then.
+
+        OSError: what is not committed yet stays buffered.
+        """
         buffer = self._buffer
         if buffer.next_offset is None:
             return {}
         self._commit_rejected(buffer)
-        self._commit_rows(pl.concat(buffer.tables) if buffer.tables else None)
+        self._commit_rows(buffer)
         self._buffer = _Buffer()
-        self._checkpoint("committed")
         return {PARTITION: buffer.next_offset}
 
     def displaced(self) -> Offsets:
-        """Never any: a slot taken by another owner is handled inside commit()."""
+        """Never any: when another owner was faster, commit() writes what that one has not."""
         return {}
 
     def close(self) -> None:
-        """Drop what is buffered."""
+        """Drop what is not committed; it will come again."""
         self._buffer = _Buffer()
 
-    def _commit_rows(self, table: pl.DataFrame | None) -> None:
-        while table is not None and len(table):
+    def _commit_rows(self, buffer: _Buffer) -> None:
+        rows = pl.concat(buffer.tables, rechunk=True) if buffer.tables else pl.DataFrame()
+        while len(rows):
+            numbered = derive(self._stream, rows).with_columns(
+                pl.lit(PARTITION, pl.Int32).alias("_partition"), self._table.numbers(len(rows)).alias("_offset")
+            )
             try:
-                self._slots.append(self._derive(table))
-            except SlotTaken:  # another owner was faster: what it has written is not ours to write again
+                self._table.append(numbered.select(self._schema.names()))
+            except SlotTaken:
                 self._catch_up()
-                table = new_rows(table, self._committed)
+                rows = new_rows(rows, self._committed)
             else:
-                self._committed.add(table)
+                self._committed.add(rows)
                 return
 
     def _commit_rejected(self, buffer: _Buffer) -> None:
         while fresh := {key: why for key, why in buffer.rejected.items() if key not in self._quarantined}:
-            rows = [(key, reason, payload) for key, (reason, payload) in fresh.items()]
+            numbers = self._quarantine.numbers(len(fresh))
+            rows = [
+                (self._stream, PARTITION, number, *why) for number, why in zip(numbers, fresh.values(), strict=True)
+            ]
             try:
-                self._rejects.append(pl.DataFrame(rows, schema=_REJECTED, orient="row"))
+                self._quarantine.append(pl.DataFrame(rows, schema=QUARANTINE, orient="row"))
             except SlotTaken:
                 self._catch_up()
             else:
@@ -238,13 +210,9 @@ class ArrivalSink:
 
     def _catch_up(self) -> None:
         """Take in what is committed and not known yet, by us or by others."""
-        self._committed.add(self._slots.read_new([*ORIGIN]))
-        self._quarantined |= set(self._rejects.read_new(["_hash"])["_hash"])
+        self._committed.add(self._table.unread(self._schema, list(ORIGIN)))
+        self._quarantined |= {_hash(payload) for payload in self._quarantine.unread(QUARANTINE, ["payload"])["payload"]}
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _hash(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()

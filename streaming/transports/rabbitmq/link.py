@@ -16,7 +16,7 @@ import pika
 from pika import exceptions
 from pika.channel import Channel
 
-from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError
+from streaming.errors import BrokerUnavailable, RestartRequired, SetupError, StreamgaugeError
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.wire import BulkConnection
 
@@ -87,7 +87,7 @@ class Link:
         """Let go of the connection and open another: what was delivered and not acknowledged will come again."""
         connection = self._connection
         if connection is not None:
-            self.call(lambda: connection.close(320, "to be opened again"))
+            self.call(connection.leave)
 
     def close(self) -> None:
         """Close the connection and end the thread."""
@@ -116,13 +116,21 @@ class Link:
         connection.add_on_connection_blocked_callback(lambda *_: self._block(is_blocked=True))
         connection.add_on_connection_unblocked_callback(lambda *_: self._block(is_blocked=False))
         self._connection = connection
-        if self._closing.is_set():
-            return
-        connection.ioloop.start()
+        if not self._closing.is_set():
+            self._serve(connection)
         self._connection = None
         self._block(is_blocked=False)
         connection.ioloop.close()
         self._on_lost()
+
+    def _serve(self, connection: BulkConnection) -> None:
+        """Run the connection's loop until it ends; an error in a callback ends it too, and never only the thread."""
+        try:
+            connection.ioloop.start()
+        except Exception as error:  # noqa: BLE001 - raised to whoever uses the link
+            if not isinstance(error, exceptions.AMQPError):  # those come between two states: as good as lost
+                self.failure = RestartRequired(f"{self._client}: the connection's thread has failed: {error!r}")
+            connection.abandon()
 
     def _connected(self, connection: BulkConnection) -> None:
         connection.receive_in_pieces_of(_RECEIVE_BYTES)

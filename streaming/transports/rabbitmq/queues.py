@@ -15,7 +15,7 @@ import pika
 from pika import exceptions
 
 from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
-from streaming.interfaces import Keeper
+from streaming.interfaces import Identity, Keeper
 from streaming.topology import ROLES, Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.link import parameters
@@ -70,6 +70,11 @@ class RabbitQueues:
         with channel_of(self._address) as channel:
             ready_in(channel, self._address.queue(stream, group))
         return QueueSource(self._address, stream, group, keeper, instance=instance, prefetch=self._prefetch)
+
+    def identity(self, stream: str) -> Identity:  # noqa: ARG002 - the same for all
+        """The cluster's name. A queue made anew makes no file wrong, so it has no identity of its own."""
+        with channel_of(self._address) as channel:
+            return Identity(channel.connection._impl.server_properties["cluster_name"], "queue")
 
     def depths(self, stream: str) -> Mapping[str, int]:
         """How many messages wait, ready to be delivered, in each group's queue."""

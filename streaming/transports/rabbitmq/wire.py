@@ -8,6 +8,7 @@ left to pika, untouched and in order.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -127,6 +128,17 @@ class BulkConnection(pika.SelectConnection):  # type: ignore[misc]
     def frame_max(self) -> int:
         """The longest frame both sides agreed on."""
         return int(self._body_max_length) + _FRAME_SIZE
+
+    def abandon(self) -> None:
+        """Close the socket without a word, whatever state the connection and its loop are in."""
+        with contextlib.suppress(Exception):
+            self._transport.abort()
+            self.ioloop.start()  # until the end of the transport has been told
+
+    def leave(self) -> None:
+        """Close, unless it is closing already."""
+        if not (self.is_closing or self.is_closed):
+            self.close(320, "to be opened again")
 
     def _on_data_available(self, data_in: bytes) -> None:
         data = self._frame_buffer + data_in

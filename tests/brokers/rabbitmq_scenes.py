@@ -1,0 +1,129 @@
+"""What the RabbitMQ tests share: addresses with a prefix of their own, events, and a sink's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from sinks.arrivals import ROTATION, ArrivalSink
+from sinks.files import Rotation
+from streaming.batch import Outgoing
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
+from streaming.codecs.json import JsonCodec
+from streaming.events import POSITIONS
+from streaming.home import Home
+from streaming.interfaces import Identity
+from streaming.topology import STREAMS, role
+from streaming.transports.rabbitmq.address import Address
+
+STREAM = STREAMS["positions"]
+GROUP = "positions-parquet"
+ROLE = role(GROUP)
+CODEC = JsonCodec(POSITIONS)
+IDENTITY = Identity("streamgauge", "queue")
+DEADLINE_S = 60.0
+
+
+def address(node: DisposableRabbitMQ, user: str = "operator", prefix: str | None = None) -> Address:
+    """As whom, with names of its own."""
+    ports = node.nodes[0].ports
+    own = f"t{uuid.uuid4().hex[:8]}-" if prefix is None else prefix
+    return Address(ports.amqp, user, node.credentials.passwords[user], stream_port=ports.stream, prefix=own)
+
+
+@dataclass
+class Notebook:
+    """A keeper that writes down what it is asked."""
+
+    start: int | None = None
+    resumed: int = 0
+    lost: int = 0
+    released: int = 0
+
+    def resume(self, partition: int) -> int | None:  # noqa: ARG002
+        self.resumed += 1
+        return self.start
+
+    def release(self, partitions: Iterable[int], *, lost: bool) -> None:  # noqa: ARG002
+        self.lost += lost
+        self.released += not lost
+
+
+def sink_at(home: Path, rotation: Rotation = ROTATION) -> ArrivalSink:
+    return ArrivalSink(Home(home), "rabbitmq", ROLE, CODEC, IDENTITY, rotation=rotation, writer="test")
+
+
+def positions(count: int, *, first: int = 0, producer: str = "p") -> pl.DataFrame:
+    """Events first, first + 1, … of one life of a producer, 20 vehicles in turn, 10 ms apart."""
+    number = pl.int_range(first, first + count, eager=True, dtype=pl.Int64)
+    return pl.DataFrame({"sequence": number}).select(
+        vehicle=pl.format("v-{}", pl.col("sequence") % 20),
+        producer=pl.lit(producer),
+        epoch=pl.lit(1, pl.Int64),
+        sequence="sequence",
+        event_time=(pl.col("sequence") * 10_000 + 1_700_000_000_000_000).cast(pl.Datetime("us", "UTC")),
+        latitude=pl.lit(52.0),
+        longitude=pl.lit(13.0),
+        altitude_m=pl.lit(None, pl.Float64),
+        speed_mps=pl.col("sequence").cast(pl.Float64) % 30,
+        heading_deg=pl.lit(90.0),
+        dilution=pl.lit(None, pl.Float64),
+    )
+
+
+def outgoing(table: pl.DataFrame) -> Outgoing:
+    return Outgoing("positions", CODEC.encode(table), table["vehicle"].cast(pl.Binary).to_list())
+
+
+def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    """Return when it is so; fails when it is not in time."""
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def landed(home: Path, broker: str) -> pl.DataFrame:
+    """The table, read as a stranger would: every file of its folder."""
+    table = home / "warehouse" / broker / "positions_parquet"
+    return pl.read_parquet(table / "**/*.parquet") if any(table.glob("**/*.parquet")) else positions(0)
+
+
+def assert_each_once(home: Path, broker: str, count: int) -> None:
+    rows = landed(home, broker)
+    assert sorted(rows["sequence"]) == list(range(count))
+    assert sorted(rows["_offset"]) == sorted(set(rows["_offset"]))
+
+
+@dataclass
+class Killable:
+    """A program of this folder as a process that is killed and started again."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    kills: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, *self.arguments], env={**os.environ, **self.environment})
+
+    def kill(self) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, "it had ended by itself"
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.kills += 1
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            assert self.process.wait(30) == 0

@@ -1,0 +1,326 @@
+"""Queues on a real node: confirms, redelivery, alarms, restarts; and each event once in the files."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.batch import Batch, Outgoing
+from streaming.cluster.rabbitmq import DisposableRabbitMQ, control
+from streaming.errors import BrokerUnavailable, SetupError, UsageError
+from streaming.interfaces import Offsets
+from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.queue_source import QueueSource
+from streaming.transports.rabbitmq.queues import RabbitQueues
+from tests.brokers.rabbitmq_scenes import (
+    CODEC,
+    GROUP,
+    STREAM,
+    Killable,
+    Notebook,
+    address,
+    assert_each_once,
+    landed,
+    outgoing,
+    positions,
+    sink_at,
+    until,
+)
+
+pytestmark = pytest.mark.brokers
+
+
+def queues(at: Address, queue_type: str = "quorum", prefetch: int = 60_000) -> RabbitQueues:
+    made = RabbitQueues(at, queue_type=queue_type, readers=lambda _: [GROUP], prefetch=prefetch)
+    made.create([STREAM], replication=1)
+    return made
+
+
+def publish(transport: RabbitQueues, count: int, first: int = 0) -> None:
+    publisher = transport.publisher("test")
+    publisher.publish(outgoing(positions(count, first=first)))
+    assert publisher.flush(60)
+    publisher.close()
+
+
+def take(source: QueueSource, count: int) -> list[Batch]:
+    batches: list[Batch] = []
+
+    def enough() -> bool:
+        batches.extend(source.poll(0.2))
+        return sum(map(len, batches)) >= count
+
+    until(enough)
+    return batches
+
+
+def until_landed(home: Path, count: int) -> None:
+    until(lambda: len(landed(home, "rabbitmq")) >= count)
+
+
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+def test_what_is_published_and_confirmed_is_read_in_order(rabbitmq: DisposableRabbitMQ, queue_type: str) -> None:
+    transport = queues(address(rabbitmq), queue_type)
+    payloads = [b"", b"x", os.urandom(131_064), os.urandom(131_065), os.urandom(400_000)]
+    payloads += [b"%d" % n for n in range(20_000)]
+    publisher = transport.publisher("test")
+    publisher.publish(Outgoing("positions", payloads, [b"key.with.dots", b"\xff" * 300] * 10_002 + [b""]))
+    assert publisher.flush(60)
+    assert publisher.outstanding == 0
+    publisher.close()
+
+    source = transport.source("positions", GROUP, Notebook())
+    batches = take(source, len(payloads))
+    assert [value for batch in batches for value in batch.values] == payloads
+    assert np.all(np.diff(np.concatenate([batch.offsets for batch in batches])) == 1)
+    source.acknowledge({0: batches[-1].next_offset})
+    source.acknowledge({0: batches[-1].next_offset})  # once more does no harm
+    source.close()
+    assert transport.depths("positions") == {GROUP: 0}
+
+
+def test_what_is_not_acknowledged_comes_again_after_a_lost_connection(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = queues(address(rabbitmq))
+    publish(transport, 1_000)
+    keeper = Notebook()
+    source = transport.source("positions", GROUP, keeper)
+    first = take(source, 1_000)
+    source.acknowledge({0: 601})
+    again: list[bytes] = []
+
+    def came_again() -> bool:
+        if not keeper.lost:
+            rabbitmq.drop_connections()  # the management's books are seconds behind: until it knows of ours
+        for batch in source.poll(0.2):
+            again.extend(batch.values)
+        return len(again) >= 400
+
+    until(came_again)
+    assert keeper.lost >= 1
+    assert keeper.resumed == keeper.lost + 1
+    assert source.redelivered >= 400
+    assert again[:400] == [value for batch in first for value in batch.values][600:]
+    source.close()
+
+
+def test_an_acknowledgement_of_a_lost_connection_is_ignored(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = queues(address(rabbitmq))
+    publish(transport, 100)
+    keeper = Notebook()
+    source = transport.source("positions", GROUP, keeper)
+    before = take(source, 100)[-1]
+    source.seek(0, 0)
+    again = take(source, 100)[0]
+    assert keeper.lost == 1
+    assert again.offsets[0] > before.offsets[-1]
+    source.acknowledge({0: before.next_offset})
+    source.close()
+    until(lambda: transport.depths("positions") == {GROUP: 100})
+
+
+def test_a_publisher_sends_again_what_a_lost_connection_left_unconfirmed(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = queues(address(rabbitmq))
+    publisher = transport.publisher("test")
+    for first in range(0, 30_000, 3_000):
+        publisher.publish(outgoing(positions(3_000, first=first)))
+        publisher._link.drop()  # whatever is in flight
+    assert publisher.flush(60)
+    assert publisher.resent > 0
+    publisher.close()
+
+    source = transport.source("positions", GROUP, Notebook())
+    sequences: list[int] = []
+
+    def all_read() -> bool:
+        for batch in source.poll(0.2):
+            sequences.extend(CODEC.decode(batch.values).table["sequence"])
+        return set(sequences) == set(range(30_000))
+
+    until(all_read)
+    firsts = list(dict.fromkeys(sequences))
+    assert firsts == sorted(firsts), "the first copy of each comes in order"
+    source.close()
+
+
+def test_a_message_that_no_queue_takes_is_an_error_and_not_a_loss_in_silence(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = queues(address(rabbitmq))
+    publisher = transport.publisher("test")
+    publisher.publish(Outgoing("nobody", [b"x"], [b"k"]))
+    with pytest.raises(SetupError, match="nobody"):
+        publisher.flush(30)
+    publisher.close()
+
+
+def test_a_role_may_do_its_own_part_only(rabbitmq: DisposableRabbitMQ) -> None:
+    queues(address(rabbitmq, prefix=""))
+    generator = RabbitQueues(address(rabbitmq, "generator", prefix=""))
+    publisher = generator.publisher("positions-generator")
+    publisher.publish(outgoing(positions(1)))
+    assert publisher.flush(30)
+    publisher.close()
+    with pytest.raises(SetupError):
+        generator.create([STREAM], replication=1)
+    with pytest.raises(SetupError):
+        generator.source("positions", GROUP, Notebook())
+    sink = RabbitQueues(address(rabbitmq, "sink", prefix="")).source("positions", GROUP, Notebook())
+    assert len(take(sink, 1)[0]) == 1
+    sink.close()
+    forbidden = generator.publisher("positions-generator")
+    forbidden.publish(Outgoing("alerts", [b"x"], [b"k"]))
+    with pytest.raises(SetupError):
+        forbidden.flush(30)
+    forbidden.close()
+    with pytest.raises(SetupError):
+        RabbitQueues(replace(address(rabbitmq, "sink"), password="")).publisher("sink")
+    with pytest.raises(BrokerUnavailable):
+        RabbitQueues(replace(address(rabbitmq), port=1)).create([STREAM], replication=1)
+
+
+def test_a_queue_of_another_shape_and_a_missing_one_are_refused(rabbitmq: DisposableRabbitMQ) -> None:
+    at = address(rabbitmq)
+    transport = queues(at)
+    transport.create([STREAM], replication=1)  # the same again is fine
+    with pytest.raises(UsageError, match="shape"):
+        queues(at, "classic")
+    with pytest.raises(UsageError, match="nothing"):
+        transport.source("nothing", GROUP, Notebook())
+
+
+def test_a_memory_alarm_holds_the_publisher_back_and_it_goes_on_by_itself(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = queues(address(rabbitmq))
+    publisher = transport.publisher("test")
+    publisher.publish(outgoing(positions(100)))
+    assert publisher.flush(30)
+    control(rabbitmq.nodes[0], "set_vm_memory_high_watermark", "absolute", "1MB")
+    work = threading.Thread(target=publisher.publish, args=[outgoing(positions(15_000, first=100))])
+    try:
+        until(lambda: rabbitmq.ask("/nodes")[0]["mem_alarm"])
+        work.start()
+        until(lambda: publisher.is_blocked)
+        work.join(0.5)
+        assert work.is_alive(), "publish() waits"
+        assert publisher.outstanding <= 5_500
+        assert not publisher.flush(0.2)
+    finally:
+        control(rabbitmq.nodes[0], "set_vm_memory_high_watermark", "absolute", "1GiB")
+    work.join(60)
+    assert publisher.flush(60)
+    assert not publisher.is_blocked
+    publisher.close()
+    assert transport.depths("positions") == {GROUP: 15_100}
+
+
+def test_a_full_queue_refuses_and_the_publisher_waits_until_there_is_room(
+    rabbitmq: DisposableRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.transports.rabbitmq.queues.MAX_QUEUE_BYTES", 100_000)
+    transport = queues(address(rabbitmq))
+    publisher = transport.publisher("test")
+    publisher.publish(outgoing(positions(3_000)))
+    assert not publisher.flush(1.0)
+
+    source = transport.source("positions", GROUP, Notebook())
+    seen: set[int] = set()
+
+    def all_read() -> bool:
+        for batch in source.poll(0.2):
+            seen.update(CODEC.decode(batch.values).table["sequence"])
+            source.acknowledge({0: batch.next_offset})
+        return len(seen) == 3_000
+
+    until(all_read)
+    assert publisher.flush(30)
+    assert publisher.resent > 0
+    publisher.close()
+    source.close()
+
+
+def test_a_restarted_node_is_found_again_by_publisher_and_source(rabbitmq: DisposableRabbitMQ, tmp_path: Path) -> None:
+    transport = queues(address(rabbitmq))
+    publisher = transport.publisher("test")
+    sink = sink_at(tmp_path)
+    source = transport.source("positions", GROUP, sink)
+    publisher.publish(outgoing(positions(5_000)))
+    rabbitmq.kill(1)
+    publishing = threading.Thread(target=lambda: publisher.publish(outgoing(positions(5_000, first=5_000))))
+    publishing.start()
+    rabbitmq.start(1)
+    publishing.join(60)
+    assert publisher.flush(60)
+    publisher.close()
+
+    def all_landed() -> bool:
+        for batch in source.poll(0.2):
+            sink.write(batch)
+        source.acknowledge(sink.commit())
+        return len(landed(tmp_path, "rabbitmq")) >= 10_000
+
+    until(all_landed)
+    source.close()
+    assert_each_once(tmp_path, "rabbitmq", 10_000)
+
+
+def test_connections_dropped_between_commit_and_acknowledgement_double_nothing(
+    rabbitmq: DisposableRabbitMQ, tmp_path: Path
+) -> None:
+    transport = queues(address(rabbitmq), prefetch=1_000)
+    publish(transport, 10_000)
+    sink = sink_at(tmp_path)
+    source = transport.source("positions", GROUP, sink)
+    for _ in range(20):
+        offsets: Offsets = {}
+        while not offsets:
+            for batch in source.poll(0.2):
+                sink.write(batch)
+            offsets = sink.commit()
+        connections = source._served
+        source.seek(0, 0)  # the connection goes, and with it the acknowledgement
+        while source._served == connections:
+            source.poll(0.01)
+        source.acknowledge(offsets)
+
+    def all_landed() -> bool:
+        for batch in source.poll(0.2):
+            sink.write(batch)
+        source.acknowledge(sink.commit())
+        return transport.depths("positions")[GROUP] == 0 and len(landed(tmp_path, "rabbitmq")) >= 10_000
+
+    until(all_landed)
+    source.close()
+    assert source.redelivered > 0
+    assert sink.repeats > 0
+    assert_each_once(tmp_path, "rabbitmq", 10_000)
+
+
+def test_a_sink_killed_ten_times_lands_each_of_50000_messages_once(
+    rabbitmq: DisposableRabbitMQ, tmp_path: Path
+) -> None:
+    at = address(rabbitmq)
+    transport = queues(at)
+    program = Path(__file__).with_name("rabbitmq_process.py")
+    environment = {
+        "AMQP_PORT": str(at.port),
+        "AMQP_PASSWORD": at.password,
+        "AMQP_PREFIX": at.prefix,
+        "PYTHONPATH": str(program.parents[2]),
+    }
+    sink = Killable([str(program), str(tmp_path)], environment)
+    chance = random.Random(5)
+    sink.start()
+    for part in range(10):
+        publish(transport, 5_000, first=5_000 * part)
+        aim = chance.randrange(5_000 * part + 1, 5_000 * part + 4_000)
+        until_landed(tmp_path, aim)
+        sink.kill()
+        sink.start()
+    until_landed(tmp_path, 50_000)
+    until(lambda: transport.depths("positions") == {GROUP: 0})
+    sink.stop()
+    assert sink.kills == 10
+    assert_each_once(tmp_path, "rabbitmq", 50_000)
