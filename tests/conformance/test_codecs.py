@@ -95,6 +95,33 @@ def test_junk_among_good_payloads_moves_none_of_them(name: str, stream: str, dat
     assert all(each.reason for each in decoded.rejections)
 
 
+@st.composite
+def damaged(draw: st.DrawFn, payloads: list[bytes]) -> bytes:
+    """A good payload with a piece cut out, put in or doubled: what a broken producer sends."""
+    payload = draw(st.sampled_from(payloads))
+    start = draw(st.integers(0, len(payload)))
+    end = draw(st.integers(start, min(start + 12, len(payload))))
+    return payload[:start] + draw(st.one_of(st.binary(max_size=6), st.just(payload[start:] * 2))) + payload[end:]
+
+
+@pytest.mark.parametrize("stream", ["positions", "diagnostics"])
+@pytest.mark.parametrize("name", CODECS)
+@PATIENT
+@given(data=st.data())
+def test_what_becomes_of_a_payload_does_not_depend_on_its_neighbours(
+    name: str, stream: str, data: st.DataObject
+) -> None:
+    made = codec(name, SCHEMAS[stream])
+    good = made.encode(data.draw(tables_of(SCHEMAS[stream])))
+    batch = data.draw(st.permutations(good + data.draw(st.lists(damaged(good), min_size=1, max_size=20))))
+    together = made.decode(batch)
+    alone = [made.decode([payload]) for payload in batch]
+    assert together.rows.tolist() == [place for place, each in enumerate(alone) if len(each.table)]
+    assert together.table.equals(pl.concat([each.table for each in alone]))
+    reasons = [(place, why.reason) for place, each in enumerate(alone) for why in each.rejections]
+    assert [(each.index, each.reason) for each in together.rejections] == reasons
+
+
 def position(**changes: object) -> bytes:
     fields: dict[str, object] = {"vehicle": '"v"', "producer": '"p"', "epoch": 1, "sequence": 2, "event_time": 3}
     fields |= changes
@@ -113,6 +140,13 @@ def position(**changes: object) -> bytes:
         position(latitude="NaN"),
         position(latitude="1e999"),
         position(latitude="[1]"),
+        position(latitude="true"),
+        position(vehicle=7),
+        position(vehicle="true"),
+        position(vehicle='{"a":1}'),
+        position(event_time=2**62),
+        position(event_time='"2026-01-01T00:00:00Z"'),
+        position(more="[" * 5_000 + "]" * 5_000),
         position() + position(),
         position() + b" " + position(),
         position() + b"\n",
@@ -126,6 +160,35 @@ def test_json_that_is_not_exactly_one_valid_event_is_rejected(payload: bytes) ->
     decoded = made.decode([position(), payload, position(sequence=9)])
     assert [each.index for each in decoded.rejections] == [1]
     assert decoded.table["sequence"].to_list() == [2, 9]
+
+
+@pytest.mark.parametrize("vehicle", ["7", "true", "[x]", "{", "-1", "null"])
+def test_strings_that_look_like_other_json_are_strings(vehicle: str) -> None:
+    decoded = codec("json", SCHEMAS["positions"]).decode([position(vehicle=f'"{vehicle}"')])
+    assert decoded.table["vehicle"].to_list() == [vehicle]
+
+
+def test_nested_strings_that_are_none_are_rejected_with_their_path() -> None:
+    made = codec("json", SCHEMAS["diagnostics"])
+    front, bad = '{"wheel":"front_left","pressure_kpa":1}', '{"wheel":7,"pressure_kpa":1}'
+    nested = {"battery": '{"voltage_v":1}', "tyres": f"[{front}]", "trouble_codes": '["P0420"]'}
+    payloads = [
+        position(**nested),
+        position(**nested | {"tyres": f"[{front},{bad}]"}),
+        position(**nested | {"trouble_codes": "[{}]"}),
+        position(**nested | {"trip": '{"trip_id":1,"distance_m":1}'}),
+        position(**nested | {"trip": '{"trip_id":"1"}'}),
+        position(**nested | {"tyres": "[null]"}),
+    ]
+    decoded = made.decode(payloads)
+    assert [each.reason for each in decoded.rejections] == [
+        "tyres[].wheel is no string",
+        "trouble_codes[] is no string",
+        "trip.trip_id is no string",
+        "trip.distance_m is missing",
+        "tyres[] is missing",
+    ]
+    assert decoded.rows.tolist() == [0]
 
 
 def test_json_fields_that_a_later_schema_may_add_are_ignored_and_absent_ones_are_null() -> None:
