@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _FORBIDDEN: Final = 403
 _REFUSALS: Final = {403, 404, 406, 530}  # on a first connection: rights, missing or different queues, no such host
-_STEADY_S: Final = 5.0
 _RECEIVE_BYTES: Final = 64 * 1024
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports every lost connection; the link does that
@@ -59,22 +57,27 @@ class Link:
         self.is_blocked = False  # the broker has told producers to wait (memory or disk alarm)
         self.connections = 0  # how often a channel was opened
         self.failure: StreamgaugeError | None = None  # why there will be no connection again
-        self.has_served = False  # set by the user when the broker has granted what was asked for
         self._address, self._client = address, client
         self._on_open, self._on_lost, self._on_data = on_open, on_lost, on_data
         self._connection: BulkConnection | None = None
-        self._opened = threading.Event()
+        self._served = threading.Event()  # since the first time; set for good
+        self._is_serving = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{client}-amqp", daemon=True)
         self._thread.start()
 
     def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Return when connected for the first time. BrokerUnavailable on time-out, SetupError when refused."""
-        self._opened.wait(timeout_s)
+        """Return when it serves for the first time. BrokerUnavailable on time-out, SetupError when refused."""
+        self._served.wait(timeout_s)
         if self.failure:
             raise self.failure
-        if not self._opened.is_set():
+        if not self._served.is_set():
             raise BrokerUnavailable(f"no RabbitMQ answers at {self._address}")
+
+    def serves(self) -> None:
+        """To be called on the connection's thread when the broker has granted what was asked for."""
+        self._is_serving = True
+        self._served.set()
 
     def call(self, function: Callable[[], object]) -> None:
         """Run `function` on the connection's thread, soon; never if the connection ends before."""
@@ -98,12 +101,11 @@ class Link:
     def _run(self) -> None:
         wait_s = _FIRST_WAIT_S
         while not self._closing.is_set() and not self.failure:
-            began = time.monotonic()
+            self._is_serving = False
             self._connect_and_serve()
-            is_steady = time.monotonic() - began > _STEADY_S
-            wait_s = _FIRST_WAIT_S if is_steady else min(2 * wait_s, _LONGEST_WAIT_S)
+            wait_s = _FIRST_WAIT_S if self._is_serving else min(2 * wait_s, _LONGEST_WAIT_S)
             self._closing.wait(wait_s)
-        self._opened.set()
+        self._served.set()
 
     def _connect_and_serve(self) -> None:
         connection = BulkConnection(
@@ -140,7 +142,6 @@ class Link:
         channel.add_on_close_callback(lambda _, reason: self._channel_closed(connection, reason))
         self.connections += 1
         self._on_open(connection, channel)
-        self._opened.set()
 
     def _channel_closed(self, connection: BulkConnection, reason: Exception) -> None:
         self._judge(reason)
@@ -153,9 +154,10 @@ class Link:
 
     def _judge(self, reason: Exception | str) -> None:
         """Note the failure if trying again would not help."""
-        final = {_FORBIDDEN} if self.has_served else _REFUSALS
+        has_served = self._served.is_set()
+        final = {_FORBIDDEN} if has_served else _REFUSALS
         refused = isinstance(reason, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
-        if (refused and not self.has_served) or getattr(reason, "reply_code", None) in final:
+        if (refused and not has_served) or getattr(reason, "reply_code", None) in final:
             self.failure = SetupError(
                 f"RabbitMQ at {self._address} refuses {self._client}: {reason}",
                 "check that the queues were made, and the user's password and permissions",

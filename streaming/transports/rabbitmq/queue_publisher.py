@@ -23,7 +23,7 @@ from streaming.transports.rabbitmq.link import Link
 from streaming.transports.rabbitmq.wire import BulkConnection, messages
 
 WINDOW: Final = 5_000  # messages sent and not confirmed
-PATIENCE_S: Final = 120.0  # how long without a connection; Kafka's delivery.timeout.ms
+PATIENCE_S: Final = 120.0  # how long without a connection or a confirm; Kafka's delivery.timeout.ms
 _PIECE: Final = 500  # messages handed over at once
 _REFUSED_WAIT_S: Final = 0.25
 _CLOSE_TIMEOUT_S: Final = 10.0
@@ -41,7 +41,7 @@ class QueuePublisher:
         self._refused = 0  # waiting to be sent again
         self._next_tag = 1
         self._connection: BulkConnection | None = None
-        self._lost_at = time.monotonic()
+        self._moved_at = time.monotonic()  # when a confirm, or a connection, came or went
         self._failure: StreamgaugeError | None = None
         self._frame_max = 0
         self.resent = 0  # messages that were sent again after a lost connection or a refusal
@@ -96,9 +96,12 @@ class QueuePublisher:
     def _raise_failure(self) -> None:
         if failure := self._failure or self._link.failure:
             raise failure
-        if self._connection is None and time.monotonic() - self._lost_at > self._patience_s:
+        if self.is_blocked or not self.outstanding:
+            self._moved_at = time.monotonic()
+        if time.monotonic() - self._moved_at > self._patience_s:
+            what = "connection" if self._connection is None else "confirm"
             self._failure = OutcomeUnknown(
-                f"{self._client}: no connection for {self._patience_s:.0f} s, {self.outstanding} messages unconfirmed"
+                f"{self._client}: no {what} for {self._patience_s:.0f} s, {self.outstanding} messages unconfirmed"
             )
             raise self._failure
 
@@ -110,18 +113,19 @@ class QueuePublisher:
         channel.confirm_delivery(self._confirmed, callback=lambda _: self._ready(connection))
 
     def _ready(self, connection: BulkConnection) -> None:
-        self._link.has_served = True
         with self._changed:
             self._connection, self._next_tag = connection, 1
             self._waiting.extendleft(reversed(self._unconfirmed.values()))
             self.resent += len(self._unconfirmed)
             self._unconfirmed.clear()
+            self._moved_at = time.monotonic()
+        self._link.serves()
         self._send()
 
     def _lost(self) -> None:
         with self._changed:
             if self._connection is not None:
-                self._lost_at = time.monotonic()
+                self._moved_at = time.monotonic()
             self._connection = None
 
     def _send(self) -> None:
@@ -139,6 +143,7 @@ class QueuePublisher:
     def _confirmed(self, confirm: Any) -> None:
         tag, is_multiple = confirm.method.delivery_tag, confirm.method.multiple
         with self._changed:
+            self._moved_at = time.monotonic()
             tags = list(takewhile(lambda sent: sent <= tag, self._unconfirmed)) if is_multiple else [tag]
             taken = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
             if isinstance(confirm.method, spec.Basic.Nack):

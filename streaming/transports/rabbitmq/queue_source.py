@@ -127,7 +127,7 @@ class QueueSource:
         channel.basic_consume(self._queue, _unexpected, callback=self._granted)
 
     def _granted(self, _answer: Any) -> None:
-        self._link.has_served = True
+        self._link.serves()
 
     def _arrived(self, connection: BulkConnection) -> None:
         deliveries = connection.deliveries
