@@ -117,8 +117,13 @@ class Lab:
 
     def describe(self, topic: str) -> dict[int, tuple[int, tuple[int, ...], tuple[int, ...]]]:
         """Leader, replicas and in-sync replicas of each partition, as the cluster says now (leader -1: none)."""
-        partitions = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        # A broker that has just come back may not have heard of a new topic yet.
+        partitions = self.wait_for(lambda: self._partitions(topic), f"metadata of {topic}")
         return {number: (each.leader, tuple(each.replicas), tuple(each.isrs)) for number, each in partitions.items()}
+
+    def _partitions(self, topic: str) -> dict[int, Any]:
+        found: dict[int, Any] = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        return found
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -146,7 +151,7 @@ class Lab:
         """Everything in the topic from its oldest record to its present end, outside any group."""
         consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
-            partitions = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+            partitions = self.describe(topic)
             consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
             return _drain(consumer, set(partitions))
         finally:
@@ -214,7 +219,7 @@ class Lab:
         return quiet | settings
 
     def _has_leaders(self, topic: str, partitions: int) -> bool:
-        found = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        found = self._partitions(topic)
         return len(found) == partitions and all(each.leader >= 0 for each in found.values())
 
     def _delete(self) -> None:

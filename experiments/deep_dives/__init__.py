@@ -7,6 +7,7 @@ from typing import Final
 
 from experiments.deep_dives.consumer_groups import CONSUMER_GROUPS
 from experiments.deep_dives.keys import KEYS
+from experiments.deep_dives.retries import RETRIES
 
-_DIVES = (CONSUMER_GROUPS, KEYS)
+_DIVES = (CONSUMER_GROUPS, KEYS, RETRIES)
 DEEP_DIVES: Final = MappingProxyType({each.name: each for each in _DIVES})

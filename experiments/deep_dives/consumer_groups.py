@@ -627,8 +627,8 @@ CONSUMER_GROUPS = Experiment(
             "read.",
             assignment,
             (
-                factor("members", "consumers in the group", (1, 4), (1, 2, 3, 6, 8), (1, 2, 3, 4, 6, 8, 12)),
-                factor("partitions", "of the topic", (3,), (1, 3, 6), (1, 3, 6, 12)),
+                factor("members", "consumers in the group", (1, 4), (1, 2, 8), (1, 2, 3, 4, 6, 8, 12)),
+                factor("partitions", "of the topic", (3,), (1, 6), (1, 3, 6, 12)),
                 factor("protocol", "of the group", ("classic, eager",), ("classic, eager",), tuple(PROTOCOLS)),
                 fixed("records", "sent once all have joined", 600, 3_000),
             ),
@@ -683,8 +683,8 @@ CONSUMER_GROUPS = Experiment(
             crash,
             (
                 factor("policy", "when offsets are committed", _SMOKE_POLICIES, tuple(POLICIES)),
-                fixed("records", "in the partition", 300, 600),
-                fixed("work_ms", "milliseconds of work a record", 1.0, 2.0),
+                fixed("records", "in the partition", 300, 400),
+                fixed("work_ms", "milliseconds of work a record", 1.0),
                 fixed("batch", "records taken at once", 40),
                 fixed("session_ms", "session.timeout.ms", 600, 1_000),
             ),

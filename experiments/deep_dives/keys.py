@@ -430,7 +430,7 @@ KEYS = Experiment(
             (
                 factor("key", "what is used as key", ("vehicle", "skewed vehicle"), ("vehicle", "skewed vehicle")),
                 fixed("capacity", "records a second of one consumer", 500, 1_000),
-                fixed("seconds", "of load", 2.0, 6.0, 30.0),
+                fixed("seconds", "of load", 2.0, 4.0, 30.0),
                 _VEHICLES,
                 _EXPONENT,
             ),
@@ -448,7 +448,7 @@ KEYS = Experiment(
                 fixed("partitions", "of the topic", 12),
                 fixed("linger_ms", "linger.ms", 10),
                 fixed("rate", "records a second", 2_000.0, 5_000.0),
-                fixed("seconds", "of load", 1.0, 3.0, 10.0),
+                fixed("seconds", "of load", 1.0, 2.0, 10.0),
             ),
             trial_s=4.0,
             columns=("batch_size", "latency_p50"),
