@@ -12,6 +12,7 @@ import pytest
 
 from streaming.batch import Decoded, Outgoing, Rejection
 from streaming.errors import RestartRequired
+from streaming.interfaces import Transport
 from streaming.progress import Progress
 from streaming.service import Limits, run_flow
 from streaming.topology import STREAMS, role, stream
@@ -82,7 +83,7 @@ def run(transport: MemoryTransport, limits: Limits, records_per_commit: int = 10
     return progress
 
 
-def expected(transport: MemoryTransport) -> list[bytes]:
+def expected(transport: Transport) -> list[bytes]:
     outputs = []
     for batch in transport.read_all("positions"):
         total = 0
@@ -92,7 +93,7 @@ def expected(transport: MemoryTransport) -> list[bytes]:
     return sorted(outputs)
 
 
-def landed(transport: MemoryTransport) -> list[bytes]:
+def landed(transport: Transport) -> list[bytes]:
     return sorted(value for batch in transport.read_all("position_means") for value in batch.values)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from streaming.errors import BrokerUnavailable, Fenced, OutcomeUnknown, StreamgaugeError
 
+T = TypeVar("T")
 _FENCED: Final = frozenset(
     {
         KafkaError._FENCED,
@@ -26,6 +29,25 @@ _ABSENT: Final = frozenset(
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
+_CHANGING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError._WAIT_COORD,
+    }
+)
+_RETRY_S: Final = 0.2
 
 
 def error_of(exception: KafkaException) -> KafkaError:
@@ -50,6 +72,26 @@ def is_absence(error: KafkaError) -> bool:
     return error.code() in _ABSENT
 
 
+def is_passing(error: KafkaError) -> bool:
+    """Whether leadership is on its way from one broker to another, or nobody answered: the same question may help."""
+    return error.retriable() or error.code() in _ABSENT | _CHANGING
+
+
+def patiently(address: str, patience_s: float, ask: Callable[[], T]) -> T:
+    """The answer to a question that changes nothing, asked again while trouble looks passing, for `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return ask()
+        except BrokerUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        except KafkaException as exception:
+            if time.monotonic() > deadline or not is_passing(error_of(exception)):
+                raise asking(address, exception) from exception
+        time.sleep(_RETRY_S)
+
+
 def unavailable(address: str, error: KafkaError) -> BrokerUnavailable:
     """Nobody answers at this address."""
     return BrokerUnavailable(f"no Kafka broker answers at {address}: {error.str()}")
@@ -58,7 +100,7 @@ def unavailable(address: str, error: KafkaError) -> BrokerUnavailable:
 def asking(address: str, exception: KafkaException) -> StreamgaugeError:
     """A question that changes nothing has failed."""
     error = error_of(exception)
-    if is_absence(error):
+    if is_passing(error):
         return unavailable(address, error)
     return StreamgaugeError(f"{address} answers: {error.name()}: {error.str()}")
 

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streaming.batch import Batch
-from streaming.errors import BrokerUnavailable, DataError, Fenced, RestartRequired, TopicRecreated, UsageError
+from streaming.errors import DataError, Fenced, RestartRequired, TopicRecreated, UsageError
 from streaming.interfaces import Extent, Keeper, Offsets
 from streaming.transports.kafka import failures
 from streaming.transports.kafka.reading import batches_of
@@ -112,18 +112,7 @@ class KafkaSource:
 
     def patiently(self, ask: Callable[[], T]) -> T:
         """The answer to a question that changes nothing; asked again while nobody answers, for a minute."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return ask()
-            except BrokerUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-            except KafkaException as exception:
-                error = failures.error_of(exception)
-                if time.monotonic() > deadline or not (error.retriable() or failures.is_absence(error)):
-                    raise failures.asking(self._address, exception) from exception
-            time.sleep(_RETRY_S)
+        return failures.patiently(self._address, _PATIENCE_S, ask)
 
     def rewind(self, partition: int) -> int:
         """Ask the keeper again where to read an owned partition from, and do so; the offset."""

@@ -6,9 +6,9 @@ Invariant: a topic that exists is never changed; one that has another shape than
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # the package has them, its stubs do not
@@ -20,13 +20,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # the package
     TopicMetadata,
 )
 
-from streaming.errors import BrokerUnavailable, StreamgaugeError, UsageError
+from streaming.errors import BrokerUnavailable, UsageError
 from streaming.interfaces import Extent, Identity
 from streaming.topology import Stream
 from streaming.transports.kafka import failures
 
 T = TypeVar("T")
 _POLL_S: Final = 0.1
+_NEWS_S: Final = 3.0  # a new topic is known to every broker by then
 _CLEANUP: Final = "cleanup.policy"
 
 
@@ -62,14 +63,12 @@ class Topics:
             for future in self._admin.create_topics(specs, request_timeout=self._timeout_s).values():
                 self._created(future)
         self._await_leaders(wanted)
-        self._compare(wanted)
+        for stream in wanted:
+            self._compare(stream)
 
     def partitions(self, stream: str) -> range:
         """The partition numbers; UsageError when there is no such topic."""
-        found = self.require_broker().get(self.topic(stream))
-        if found is None:
-            raise self._no_topic(stream)
-        return range(len(found.partitions))
+        return self._existing(stream, lambda: range(len(self._named(self.topic(stream)).partitions)))
 
     def extents(self, stream: str) -> Mapping[int, Extent]:
         """Each partition's range, up to the last stable offset."""
@@ -81,14 +80,32 @@ class Topics:
     def identity(self, stream: str) -> Identity:
         """The cluster's id and the topic's; UsageError when there is no such topic."""
         name = self.topic(stream)
-        asked = self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout_s)
-        try:
+
+        def ask() -> Identity:
+            asked = self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout_s)
             topic_id = str(asked[name].result().topic_id)
             return Identity(self._admin.cluster_id(timeout=self._timeout_s), topic_id)
-        except KafkaException as exception:
-            if failures.error_of(exception).code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise self._no_topic(stream) from exception
-            raise failures.asking(self._address, exception) from exception
+
+        return self._existing(stream, ask)
+
+    def _existing(self, stream: str, ask: Callable[[], T]) -> T:
+        """The answer about a topic; a broker that does not know it (yet, it may be new) is asked again for a while."""
+        deadline = time.monotonic() + _NEWS_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as exception:
+                if failures.error_of(exception).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise failures.asking(self._address, exception) from exception
+                if time.monotonic() > deadline:
+                    raise UsageError(f"there is no topic {self.topic(stream)} at {self._address}") from exception
+            time.sleep(_POLL_S)
+
+    def _named(self, name: str) -> TopicMetadata:
+        found = self.require_broker().get(name)
+        if found is None:
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, name))
+        return found
 
     def _spec(self, stream: Stream, replication: int) -> NewTopic:
         config = dict(stream.settings)
@@ -118,39 +135,33 @@ class Topics:
     def _described(self, names: set[str]) -> list[TopicMetadata]:
         return [topic for name, topic in self.require_broker().items() if name in names]
 
-    def _compare(self, streams: list[Stream]) -> None:
-        there = self.require_broker()
-        resources = {
-            self.topic(stream.name): ConfigResource(ResourceType.TOPIC, self.topic(stream.name)) for stream in streams
-        }
-        configs = self._admin.describe_configs(list(resources.values()), request_timeout=self._timeout_s)
-        for stream in streams:
-            name = self.topic(stream.name)
-            policy = self._result(configs[resources[name]])[_CLEANUP].value
-            found = f"{len(there[name].partitions)} partitions and {_CLEANUP}={policy}"
-            wanted = f"{stream.partitions} partitions and {_CLEANUP}={stream.settings.get(_CLEANUP, 'delete')}"
-            if found != wanted:
-                raise UsageError(
-                    f"topic {name} at {self._address} has {found}, this application needs {wanted}: "
-                    f"use another cluster or another prefix, or delete the topic"
-                )
+    def _compare(self, stream: Stream) -> None:
+        name = self.topic(stream.name)
+        policy = self._existing(stream.name, lambda: self._cleanup_policy(name))
+        found = f"{len(self.partitions(stream.name))} partitions and {_CLEANUP}={policy}"
+        wanted = f"{stream.partitions} partitions and {_CLEANUP}={stream.settings.get(_CLEANUP, 'delete')}"
+        if found != wanted:
+            raise UsageError(
+                f"topic {name} at {self._address} has {found}, this application needs {wanted}: "
+                f"use another cluster or another prefix, or delete the topic"
+            )
+
+    def _cleanup_policy(self, name: str) -> str:
+        resource = ConfigResource(ResourceType.TOPIC, name)
+        [answer] = self._admin.describe_configs([resource], request_timeout=self._timeout_s).values()
+        policy: str = answer.result()[_CLEANUP].value
+        return policy
 
     def _list_offsets(self, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
-        futures = self._admin.list_offsets(
-            dict.fromkeys(partitions, spec),
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=self._timeout_s,
-        )
-        return {asked.partition: self._result(future).offset for asked, future in futures.items()}
+        def ask() -> dict[int, int]:
+            futures = self._admin.list_offsets(
+                dict.fromkeys(partitions, spec),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._timeout_s,
+            )
+            return {asked.partition: future.result().offset for asked, future in futures.items()}
 
-    def _result(self, future: Future[Any]) -> Any:
-        try:
-            return future.result()
-        except KafkaException as exception:
-            raise failures.asking(self._address, exception) from exception
-
-    def _no_topic(self, stream: str) -> StreamgaugeError:
-        return UsageError(f"there is no topic {self.topic(stream)} at {self._address}")
+        return failures.patiently(self._address, self._timeout_s, ask)
 
 
 def _has_leaders(topic: TopicMetadata) -> bool:

@@ -1,0 +1,125 @@
+"""What only a real Kafka cluster can show: full queues, absent brokers, the key's partition, a leader that dies."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from streaming.batch import Outgoing
+from streaming.errors import BrokerUnavailable, UsageError
+from streaming.topology import STREAMS, Stream, StreamKind
+from streaming.transports.kafka import KafkaTransport
+from streaming.transports.kafka.publisher import KafkaPublisher
+from streaming.transports.kafka.settings import PRODUCER
+
+pytestmark = pytest.mark.brokers
+EVENTS = Stream("events", StreamKind.SOURCE, "of this test", 3)
+# Java's org.apache.kafka.common.utils.Utils.murmur2, from its own test.
+MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
+
+
+class FromTheBeginning:
+    def resume(self, partition: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def release(self, partitions: Iterable[int], *, lost: bool) -> None: ...
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid.uuid4().hex[:8]}-"
+
+
+@pytest.fixture
+def transport(kafka: Any, prefix: str) -> KafkaTransport:
+    made = KafkaTransport(kafka.bootstrap_servers, prefix=prefix)
+    made.create([EVENTS], replication=3)
+    return made
+
+
+def test_a_full_queue_makes_the_publisher_wait_and_keeps_the_order(
+    kafka: Any, transport: KafkaTransport, prefix: str
+) -> None:
+    settings = {**PRODUCER, "queue.buffering.max.messages": 100}
+    publisher = KafkaPublisher(kafka.bootstrap_servers, settings, "tests", prefix)
+    values = [b"%d" % number for number in range(3_000)]
+    publisher.publish(Outgoing("events", values, [b"k%d" % (n % 7) for n in range(len(values))]))
+    assert publisher.outstanding <= 100
+    assert publisher.flush(60)
+    publisher.close()
+
+    batches = transport.read_all("events")
+    for batch in batches:
+        numbers = [int(value) for value in batch.values]
+        assert numbers == sorted(numbers)
+    assert sum(map(len, batches)) == len(set().union(*(batch.values for batch in batches))) == 3_000
+
+
+def test_a_record_that_is_too_large_is_refused_before_it_is_sent(transport: KafkaTransport) -> None:
+    publisher = transport.publisher("tests")
+    with pytest.raises(UsageError, match="2000000 bytes"):
+        publisher.publish(Outgoing("events", [bytes(2_000_000)], [b"k"]))
+    assert publisher.outstanding == 0
+    publisher.close()
+
+
+def test_a_key_goes_to_the_partition_that_the_java_client_would_choose(transport: KafkaTransport) -> None:
+    publisher = transport.publisher("tests")
+    publisher.publish(Outgoing("events", list(MURMUR2), list(MURMUR2)))
+    assert publisher.flush(30)
+    publisher.close()
+    found = {value: batch.partition for batch in transport.read_all("events") for value in batch.values}
+    assert found == {key: (value & 0x7FFFFFFF) % 3 for key, value in MURMUR2.items()}
+
+
+def test_nobody_at_the_address_is_said_so() -> None:
+    absent = KafkaTransport("127.0.0.1:1", timeout_s=1)
+    attempts: list[Callable[[], object]] = [
+        lambda: absent.create([EVENTS], replication=3),
+        lambda: absent.publisher("tests"),
+        lambda: absent.source("events", "tests", FromTheBeginning()),
+        lambda: absent.transaction("events", "state", "tests", restore=lambda _, __: None, forget=lambda _: None),
+        lambda: absent.read_all("events"),
+        lambda: absent.identity("events"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
+            attempt()
+
+
+def test_the_applications_own_topics_can_be_made(kafka: Any, prefix: str) -> None:
+    made = KafkaTransport(kafka.bootstrap_servers, prefix=prefix)
+    made.create(STREAMS.values(), replication=3)
+    made.create(STREAMS.values(), replication=3)
+    for each in STREAMS.values():
+        assert set(made.extents(each.name)) == set(range(each.partitions))
+
+
+def test_a_leader_that_is_killed_costs_no_record(kafka: Any, transport: KafkaTransport) -> None:
+    publisher, source = transport.publisher("tests"), transport.source("events", "tests", FromTheBeginning())
+    values = [b"%d" % number for number in range(30_000)]
+    keys = [b"k%d" % (n % 50) for n in range(len(values))]
+    read: list[bytes] = []
+
+    def take() -> None:
+        read.extend(value for batch in source.poll(0.1) for value in batch.values)
+
+    for start in range(0, len(values), 1_000):
+        if start == 10_000:
+            kafka.kill(1)
+        if start == 3_000:
+            kafka.start(1)
+        publisher.publish(Outgoing("events", values[start : start + 1_000], keys[start : start + 1_000]))
+        take()
+    assert publisher.flush(60)
+    publisher.close()
+    while len(read) < len(values):
+        take()
+    source.close()
+    kafka.wait_until_ready()
+
+    assert len(read) == len(values)
+    assert set(read) == set(values)
