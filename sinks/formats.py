@@ -5,6 +5,7 @@ Invariant: `next` of a slot is knowable from its own bytes: from Parquet's foote
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class Parquet:
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:
         """See Format."""
         noted = {PREFIX + name: value for name, value in facts.items()}
-        table.write_parquet(file, compression="zstd", compression_level=1, statistics=True, metadata=noted)
+        whole = io.BytesIO()  # so that a full disk is an OSError: polars would make its own error of it
+        table.write_parquet(whole, compression="zstd", compression_level=1, statistics=True, metadata=noted)
+        file.write(whole.getbuffer())
 
     def footer(self, path: Path) -> Footer:
         """See Format."""

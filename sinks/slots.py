@@ -5,21 +5,26 @@ owners of a partition exactly one wins each position. The base of a slot is the 
 first), not its first record's offset, so that all owners want the same name. Invariant: what a folder of slots holds is
 exactly the records below the end of its last slot, once each; a crash at any point leaves the chain as it was or one
 slot longer.
+
+A start reads names, the last two slots and the high-water mark, so it is quick with many thousands of slots; what lies
+in the middle is proven by their number here, and slot by slot by verify.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import polars as pl
-import psutil
 
 from sinks.formats import FORMATS, Footer, footer
 from streaming.errors import ChainBroken, SlotTaken, TopicRecreated
@@ -35,6 +40,7 @@ CHECKPOINTS: Final = (
     "after_dirsync",
     "after_high_water",
 )
+_PARENTS_IN_HOME: Final = 4  # of a partition's folder: its table, the broker, the tree, the home
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,16 @@ class Place:
     writer: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """How far a chain has ever been, and of which topic it is: a CSV can't say that of itself."""
+
+    next: int
+    slots: int
+    cluster_id: str
+    topic_id: str
+
+
 class SlotChain:
     """One partition's committed slots, and the only way to add one. One thread at a time."""
 
@@ -57,42 +73,55 @@ class SlotChain:
         self._place = place
         self._format = FORMATS[suffix]
         self._checkpoint = checkpoint
+        self._slots = 0
+        self._is_settled = False  # whether the names of its folders are known to be durable
         self.next = 0  # the position behind the last slot
-        self.is_empty = True
         self.reload()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever committed."""
+        return not self._slots
 
     def reload(self) -> None:
         """Read the chain. ChainBroken: a slot is missing, foreign or unreadable. TopicRecreated: another topic's."""
-        bases = [(base_of(path), path) for path in committed(self._place.folder, self._format.suffix)]
-        position = 0
-        for base, path in bases:
-            if base != position:
-                raise ChainBroken(f"{path}: the slot before it ends at {position}, so a slot is missing")
-            position = self._read(path).next
-        self.next, self.is_empty = position, not bases
-        self._check_high_water()
+        paths = committed(self._place.folder, self._format.suffix)
+        mark = self._read_mark()
+        if paths and base_of(paths[0]):
+            raise ChainBroken(f"{paths[0]} is the first slot and begins at {base_of(paths[0])}: slots are missing")
+        position = self._end_of(paths[-2:])
+        if mark and (position < mark.next or len(paths) < mark.slots):
+            raise ChainBroken(
+                f"{self._place.folder} has {len(paths)} slots up to {position}, but it had {mark.slots} up to "
+                f"{mark.next}. Put the missing ones back, or move the table and {self._place.high_water} away to "
+                f"start anew."
+            )
+        self.next, self._slots = position, len(paths)
 
     def append(self, table: pl.DataFrame, next_offset: int) -> None:
-        """Commit one slot [self.next, next_offset). SlotTaken when another owner was first; OSError leaves no trace."""
-        place = self._place
-        _make_folder(place.folder)
-        _make_folder(place.staging)
-        scratch = place.staging / f"{os.getpid()}-{uuid.uuid4().hex}.{self._format.suffix}"
-        try:
-            self._write(table, scratch, next_offset)
-            self._publish(scratch, place.folder / f"{self.next:020d}.{self._format.suffix}")
-        finally:
-            scratch.unlink(missing_ok=True)
-        self.next, self.is_empty = next_offset, False
-        self._note_high_water()
+        """Commit one slot [self.next, next_offset). SlotTaken when another owner was first.
 
-    def _write(self, table: pl.DataFrame, scratch: Path, next_offset: int) -> None:
+        OSError: nothing is committed, unless it was the folder that could not be synced; then a second try ends in
+        SlotTaken, by oneself. Nothing is left in staging either way.
+        """
+        if next_offset <= self.next:
+            raise ValueError(f"{self._place.folder}: a slot from {self.next} to {next_offset} is none")
+        self._settle()
+        with self._scratch() as (scratch, file):
+            self._write(table, scratch, file, next_offset)
+            self._publish(scratch, self._place.folder / f"{self.next:020d}.{self._format.suffix}")
+        self.next, self._slots = next_offset, self._slots + 1
+        self._raise_mark()
+
+    def _write(self, table: pl.DataFrame, scratch: Path, file: BinaryIO, next_offset: int) -> None:
         self._checkpoint("before_write")
-        with scratch.open("xb") as file:
-            self._format.write(table, file, self._facts(table, next_offset))
-            file.flush()
-            self._checkpoint("after_write")
-            os.fsync(file.fileno())
+        self._format.write(table, file, self._facts(table, next_offset))
+        file.flush()
+        self._checkpoint("after_write")
+        os.fsync(file.fileno())
+        written = self._format.footer(scratch)
+        if (written.rows, written.next) != (len(table), next_offset):
+            raise OSError(errno.EIO, f"{len(table)} rows up to {next_offset} were written, {written} came back")
         self._checkpoint("after_fsync")
 
     def _publish(self, scratch: Path, slot: Path) -> None:
@@ -120,46 +149,91 @@ class SlotChain:
             facts |= {"first": table["_offset"][0], "last": table["_offset"][-1]}
         return {name: str(value) for name, value in facts.items()}
 
+    def _end_of(self, paths: list[Path]) -> int:
+        """The position behind the last of these slots, each of which must begin where the one before it ends."""
+        position = base_of(paths[0]) if paths else 0
+        for path in paths:
+            if base_of(path) != position:
+                raise ChainBroken(f"{path}: the slot before it ends at {position}, so a slot is missing")
+            position = self._read(path).next
+        return position
+
     def _read(self, path: Path) -> Footer:
         try:
             found = footer(path)
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise ChainBroken(f"{path} can't be read: {error}") from error
-        topic_id = found.facts.get("topic_id", self._place.identity.topic_id)
-        if topic_id != self._place.identity.topic_id:
-            raise TopicRecreated(
-                f"{path} comes from topic id {topic_id}, but {self._place.topic} is {self._place.identity.topic_id} "
-                f"now: it was made anew. Move {self._place.folder.parent} away to start a new table."
-            )
+        if int(found.facts.get("base", base_of(path))) != base_of(path):
+            raise ChainBroken(f"{path} was committed at {found.facts['base']} and renamed since")
+        if "topic_id" in found.facts:
+            self._check_identity(path, Identity(found.facts["cluster_id"], found.facts["topic_id"]))
         return found
 
-    def _check_high_water(self) -> None:
-        with suppress(FileNotFoundError):
-            seen = int(json.loads(self._place.high_water.read_text())["next"])
-            if seen > self.next:
-                raise ChainBroken(
-                    f"{self._place.folder} ends at {self.next}, but it has been at {seen}: slots are missing. Put them "
-                    f"back, or move the table and {self._place.high_water} away to start anew."
-                )
+    def _check_identity(self, path: Path, found: Identity) -> None:
+        if found != self._place.identity:
+            raise TopicRecreated(
+                f"{path} comes from {found}, but {self._place.topic} is {self._place.identity} now: another cluster, "
+                f"or a topic that was made anew. Move {self._place.folder.parent} and {self._place.high_water.parent} "
+                f"away to start a new table."
+            )
 
-    def _note_high_water(self) -> None:
+    def _read_mark(self) -> _Mark | None:
         path = self._place.high_water
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({"next": self.next}))
-        scratch.replace(path)
+        try:
+            mark = _Mark(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ChainBroken(
+                f"{path} can't be read ({error}): delete it if the table's slots are all there"
+            ) from error
+        self._check_identity(path, Identity(mark.cluster_id, mark.topic_id))
+        return mark
+
+    def _raise_mark(self) -> None:
+        """Never lowers it: an owner that was overtaken may come here late."""
+        mark, identity = self._read_mark() or _Mark(0, 0, "", ""), self._place.identity
+        raised = _Mark(max(mark.next, self.next), max(mark.slots, self._slots), identity.cluster_id, identity.topic_id)
+        self._place.high_water.parent.mkdir(parents=True, exist_ok=True)
+        with self._scratch() as (scratch, file):
+            file.write(json.dumps(asdict(raised)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            scratch.replace(self._place.high_water)
         self._checkpoint("after_high_water")
+
+    @contextmanager
+    def _scratch(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file in staging, locked so that remove_stale() lets it be; gone from there afterwards."""
+        self._place.staging.mkdir(parents=True, exist_ok=True)
+        scratch = self._place.staging / f"{uuid.uuid4().hex}.{self._format.suffix}"
+        try:
+            with scratch.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield scratch, file
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        """Make the folder, and its name durable: a predecessor may have died between making it and syncing that."""
+        if self._is_settled:
+            return
+        self._place.folder.mkdir(parents=True, exist_ok=True)
+        for parent in self._place.folder.parents[:_PARENTS_IN_HOME]:
+            sync_folder(parent)
+        self._is_settled = True
 
 
 def committed(folder: Path, suffix: str) -> list[Path]:
     """The slots of one partition's folder in order of their bases. ChainBroken when something else lies there."""
     if not folder.is_dir():
         return []
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    for path in found:
-        if path.suffix != f".{suffix}" or not path.stem.isdigit() or len(path.stem) != 20:
-            raise ChainBroken(f"{path} is no slot of this table: move it away")
-    return found
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - no Path each
+    is_slot = re.compile(rf"[0-9]{{20}}\.{suffix}").fullmatch
+    for name in names:
+        if not is_slot(name):
+            raise ChainBroken(f"{folder / name} is no slot of this table: move it away")
+    return [folder / name for name in names]
 
 
 def base_of(path: Path) -> int:
@@ -168,12 +242,11 @@ def base_of(path: Path) -> int:
 
 
 def remove_stale(folder: Path) -> None:
-    """Delete what dead processes have left in a staging folder."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            pid = path.name.partition("-")[0]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                path.unlink(missing_ok=True)
+    """Delete what dead processes have left in a staging folder; the living hold a lock on theirs."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -183,15 +256,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    for each in reversed(list(_missing(folder))):
-        each.mkdir(exist_ok=True)
-        sync_folder(each.parent)
-
-
-def _missing(folder: Path) -> Iterable[Path]:
-    while not folder.is_dir():
-        yield folder
-        folder = folder.parent
