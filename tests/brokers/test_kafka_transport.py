@@ -21,9 +21,14 @@ EVENTS = Stream("events", StreamKind.SOURCE, "of this test", 3)
 MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
 
 
-class FromTheBeginning:
-    def resume(self, partition: int) -> int | None:  # noqa: ARG002
-        return None
+class Notes:
+    """A keeper that resumes where `positions` says."""
+
+    def __init__(self, positions: dict[int, int]) -> None:
+        self._positions = positions
+
+    def resume(self, partition: int) -> int | None:
+        return self._positions.get(partition)
 
     def release(self, partitions: Iterable[int], *, lost: bool) -> None: ...
 
@@ -80,7 +85,7 @@ def test_nobody_at_the_address_is_said_so() -> None:
     attempts: list[Callable[[], object]] = [
         lambda: absent.create([EVENTS], replication=3),
         lambda: absent.publisher("tests"),
-        lambda: absent.source("events", "tests", FromTheBeginning()),
+        lambda: absent.source("events", "tests", Notes({})),
         lambda: absent.transaction("events", "state", "tests", restore=lambda _, __: None, forget=lambda _: None),
         lambda: absent.read_all("events"),
         lambda: absent.identity("events"),
@@ -99,18 +104,21 @@ def test_the_applications_own_topics_can_be_made(kafka: Any, prefix: str) -> Non
 
 
 def test_a_leader_that_is_killed_costs_no_record(kafka: Any, transport: KafkaTransport) -> None:
-    publisher, source = transport.publisher("tests"), transport.source("events", "tests", FromTheBeginning())
+    positions: dict[int, int] = {}
+    publisher, source = transport.publisher("tests"), transport.source("events", "tests", Notes(positions))
     values = [b"%d" % number for number in range(30_000)]
     keys = [b"k%d" % (n % 50) for n in range(len(values))]
     read: list[bytes] = []
 
     def take() -> None:
-        read.extend(value for batch in source.poll(0.1) for value in batch.values)
+        for batch in source.poll(0.1):
+            read.extend(batch.values)
+            positions[batch.partition] = batch.next_offset
 
     for start in range(0, len(values), 1_000):
         if start == 10_000:
             kafka.kill(1)
-        if start == 3_000:
+        if start == 20_000:
             kafka.start(1)
         publisher.publish(Outgoing("events", values[start : start + 1_000], keys[start : start + 1_000]))
         take()

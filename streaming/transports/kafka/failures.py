@@ -44,6 +44,9 @@ _CHANGING: Final = frozenset(
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
         KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,  # whether the topic exists at all is asked elsewhere
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
         KafkaError._WAIT_COORD,
     }
 )
@@ -94,7 +97,7 @@ def patiently(address: str, patience_s: float, ask: Callable[[], T]) -> T:
 
 def unavailable(address: str, error: KafkaError) -> BrokerUnavailable:
     """Nobody answers at this address."""
-    return BrokerUnavailable(f"no Kafka broker answers at {address}: {error.str()}")
+    return BrokerUnavailable(f"no usable answer from Kafka at {address}: {error.str()}")
 
 
 def asking(address: str, exception: KafkaException) -> StreamgaugeError:
