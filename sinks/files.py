@@ -2,6 +2,10 @@
 
 Invariant: what is committed decides where reading resumes. A record is in exactly one committed slot of its table, or
 in one of its quarantine, and a commit that fails anywhere leaves the buffer as it was.
+
+Quarantine is committed first and may be ahead of the table after a crash. Records in between are read again: the good
+ones land, the undecodable ones are in quarantine already. A CSV can't hold a position without a row, so a stretch of
+marks or undecodable records at its end is read again at every start, until a row follows.
 """
 
 from __future__ import annotations
@@ -11,13 +15,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from sinks.derive import derive, table_schema
 from sinks.formats import FORMATS
-from sinks.slots import Checkpoint, Place, SlotChain, remove_stale
-from streaming.batch import Batch
-from streaming.errors import SlotTaken
+from sinks.slots import Checkpoint, Place, SlotChain, committed, remove_stale
+from streaming.batch import Batch, Decoded
+from streaming.errors import ChainBroken, SlotTaken
 from streaming.events import MARK
 from streaming.home import Home
 from streaming.interfaces import Codec, Identity, Offsets
@@ -49,16 +54,31 @@ class _Lane:
 
     chain: SlotChain
     quarantine: SlotChain
+    set_aside: frozenset[int]  # offsets in quarantine that lie behind the table's end
     next: int  # the position behind what is buffered
     frames: list[pl.DataFrame] = field(default_factory=list)
     rejected: list[pl.DataFrame] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return sum(map(len, self.frames))
+    began: int = 0  # the first offset that was read
+    records: int = 0  # buffered, of any kind
+    size_bytes: int = 0
 
     def drop(self) -> None:
-        self.frames, self.rejected, self.next = [], [], self.chain.next
+        self.frames, self.rejected, self.records, self.size_bytes = [], [], 0, 0
+        self.next = self.chain.next
+
+    def check_again(self, batch: Batch, decoded: Decoded) -> None:
+        """Of what was read before, the same records must be undecodable now, or some would be lost or doubled."""
+        if batch.offsets[0] >= self.quarantine.next:
+            return
+        bad = batch.offsets[[each.index for each in decoded.rejections]] if decoded.rejections else np.empty(0)
+        again = set(bad[bad < self.quarantine.next].tolist())
+        differing = (again - self.set_aside) | (self.set_aside & set(batch.offsets[decoded.rows].tolist()))
+        if differing:
+            raise ChainBroken(
+                f"{batch.stream}[{batch.partition}]: the quarantine ends at {self.quarantine.next}, and by it offset "
+                f"{min(differing)} was {'undecodable' if min(differing) in self.set_aside else 'good'}, which it is "
+                f"not now. Start the sink with the codec it had, until its table has passed that position."
+            )
 
 
 class FileSink:
@@ -85,15 +105,16 @@ class FileSink:
         self._columns = table_schema(role).names()
         self._lanes: dict[int, _Lane] = {}
         self._displaced: dict[int, int] = {}
-        self._rows = self._bytes = 0
         self._since_s: float | None = None
         remove_stale(home.staging(broker) / role.table)
 
     def resume(self, partition: int) -> int | None:
         """Where to start reading: the end of the committed chain."""
         chain = SlotChain(self._place(partition), self._format, self._checkpoint)
-        lane = _Lane(chain, SlotChain(self._place(partition, quarantine=True), "parquet", self._checkpoint), chain.next)
-        self._lanes[partition] = lane
+        place = self._place(partition, quarantine=True)
+        quarantine = SlotChain(place, "parquet", self._checkpoint)
+        set_aside = _offsets_from(chain.next, place) if quarantine.next > chain.next else frozenset[int]()
+        self._lanes[partition] = _Lane(chain, quarantine, set_aside, chain.next)
         return None if chain.is_empty else chain.next
 
     def write(self, batch: Batch) -> None:
@@ -103,29 +124,21 @@ class FileSink:
         if not len(batch):
             return
         decoded = self._codec.decode(batch.values)
+        lane.check_again(batch, decoded)
         rows = decoded.table.with_columns(
             pl.lit(batch.partition, pl.Int32).alias("_partition"), pl.Series("_offset", batch.offsets[decoded.rows])
         ).filter(pl.col("sequence") != MARK)
-        frame = derive(self._role.reads[0], rows).select(self._columns)
-        if len(frame):
-            lane.frames.append(frame)
-        bad = [each for each in decoded.rejections if batch.offsets[each.index] >= lane.quarantine.next]
-        if bad:
-            lane.rejected.append(
-                pl.DataFrame(
-                    {
-                        "topic": [batch.stream] * len(bad),
-                        "partition": [batch.partition] * len(bad),
-                        "_offset": [int(batch.offsets[each.index]) for each in bad],
-                        "reason": [each.reason for each in bad],
-                        "payload": [batch.values[each.index] for each in bad],
-                    },
-                    schema=QUARANTINE,
-                )
-            )
+        rejected = _rejected(batch, decoded, lane.quarantine.next)
+        for found, frames in (
+            (derive(batch.stream, rows).select(self._columns), lane.frames),
+            (rejected, lane.rejected),
+        ):
+            if len(found):
+                frames.append(found)
+                lane.size_bytes += int(found.estimated_size())
+        lane.began = lane.began or int(batch.offsets[0])
         lane.next = batch.next_offset
-        self._rows += len(batch)
-        self._bytes += int(frame.estimated_size()) + sum(len(batch.values[each.index]) for each in bad)
+        lane.records += len(batch)
         self._since_s = time.monotonic() if self._since_s is None else self._since_s
 
     @property
@@ -134,15 +147,14 @@ class FileSink:
         if self._since_s is None:
             return False
         return (
-            self._rows >= self._rotation.rows
-            or self._bytes >= self._rotation.size_bytes
+            sum(lane.records for lane in self._lanes.values()) >= self._rotation.rows
+            or sum(lane.size_bytes for lane in self._lanes.values()) >= self._rotation.size_bytes
             or time.monotonic() - self._since_s >= self._rotation.seconds
         )
 
     def commit(self) -> Offsets:
         """Make all that is buffered durable and visible. OSError: what is not committed yet stays buffered."""
         moved = {partition: offset for partition in self._lanes if (offset := self._commit(partition)) is not None}
-        self._rows = self._bytes = 0
         self._since_s = None
         return moved
 
@@ -172,15 +184,14 @@ class FileSink:
                 lane.quarantine.append(pl.concat(lane.rejected), lane.next)
                 lane.rejected = []
             if not lane.frames and not FORMATS[self._format].may_be_empty:
+                lane.records = lane.size_bytes = 0
                 return None
             table = self._gathered(lane)
             # A file that can't note its end ends with its last row; what follows was rejected, or will be again.
             lane.chain.append(table, lane.next if FORMATS[self._format].may_be_empty else table["_offset"][-1] + 1)
         except SlotTaken:
-            lane.chain.reload()
-            lane.quarantine.reload()
-            lane.drop()
-            self._displaced[partition] = lane.chain.next
+            position = self.resume(partition)  # a fresh lane; nothing committed: from where this one began
+            self._displaced[partition] = lane.began if position is None else position
             return None
         lane.drop()
         return lane.chain.next
@@ -201,6 +212,27 @@ class FileSink:
             identity=self._identity,
             writer=self._writer,
         )
+
+
+def _rejected(batch: Batch, decoded: Decoded, position: int) -> pl.DataFrame:
+    """The undecodable records at or behind a position; those before it are in quarantine already."""
+    bad = [each for each in decoded.rejections if batch.offsets[each.index] >= position]
+    return pl.DataFrame(
+        {
+            "topic": [batch.stream] * len(bad),
+            "partition": [batch.partition] * len(bad),
+            "_offset": [int(batch.offsets[each.index]) for each in bad],
+            "reason": [each.reason for each in bad],
+            "payload": [batch.values[each.index] for each in bad],
+        },
+        schema=QUARANTINE,
+    )
+
+
+def _offsets_from(position: int, quarantine: Place) -> frozenset[int]:
+    paths = committed(quarantine.folder, "parquet")
+    behind = FORMATS["parquet"].scan(paths, QUARANTINE).filter(pl.col("_offset") >= position)
+    return frozenset(behind.select("_offset").collect()["_offset"])
 
 
 def _behind(batch: Batch, position: int) -> Batch:

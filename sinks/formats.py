@@ -74,18 +74,27 @@ class Parquet:
     def scan(self, paths: list[Path], schema: pl.Schema) -> pl.LazyFrame:
         """See Format."""
         return pl.scan_parquet(
-            paths, schema=schema, missing_columns="insert", extra_columns="ignore", hive_partitioning=False
+            paths,
+            schema=schema,
+            missing_columns="insert",
+            extra_columns="ignore",
+            cast_options=pl.ScanCastOptions(missing_struct_fields="insert", extra_struct_fields="ignore"),
+            hive_partitioning=False,
         )
 
 
 class Csv:
-    """A header, ISO 8601 times with microseconds, `_offset` as the last column: so the last row tells the position."""
+    """A header, ISO 8601 times with microseconds, `_offset` as the last column: so the last row tells the position.
+
+    Null is nothing, empty text is "". Text is written as it is: who opens such a file in a spreadsheet must import
+    its columns as text, for a vehicle of a hostile recording may be called =1+1. Nested columns have no place here.
+    """
 
     suffix = "csv"
     may_be_empty = False
 
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:  # noqa: ARG002
-        """See Format. Nested columns have no place in a CSV."""
+        """See Format."""
         table.write_csv(file, datetime_format=_CSV_TIMES)
 
     def footer(self, path: Path) -> Footer:
@@ -99,7 +108,7 @@ class Csv:
         text = pl.Schema({name: pl.String if isinstance(kind, pl.Datetime) else kind for name, kind in schema.items()})
         times = [name for name, kind in schema.items() if isinstance(kind, pl.Datetime)]
         frames = [pl.scan_csv(path, schema_overrides=text) for path in paths]
-        return pl.concat(frames, how="diagonal").select(
+        return pl.concat([pl.LazyFrame(schema=text), *frames], how="diagonal").select(
             pl.col(name).str.to_datetime(_CSV_TIMES, time_unit="us").dt.replace_time_zone("UTC")
             if name in times
             else pl.col(name)
