@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import polars as pl
 
@@ -19,7 +20,7 @@ from sinks.files import Rotation
 from streaming.batch import Outgoing
 from streaming.cluster.rabbitmq import DisposableRabbitMQ
 from streaming.codecs.json import JsonCodec
-from streaming.events import POSITIONS
+from streaming.events import POSITIONS, SCHEMAS
 from streaming.home import Home
 from streaming.interfaces import Identity
 from streaming.topology import STREAMS, role
@@ -29,6 +30,7 @@ STREAM = STREAMS["positions"]
 GROUP = "positions-parquet"
 ROLE = role(GROUP)
 CODEC = JsonCodec(POSITIONS)
+CODECS = {name: JsonCodec(schema) for name, schema in SCHEMAS.items()}
 IDENTITY = Identity("streamgauge", "queue")
 DEADLINE_S = 60.0
 
@@ -98,6 +100,10 @@ def landed(home: Path, broker: str) -> pl.DataFrame:
     return pl.read_parquet(table / "**/*.parquet") if any(table.glob("**/*.parquet")) else positions(0)
 
 
+def until_landed(home: Path, count: int) -> None:
+    until(lambda: len(landed(home, "rabbitmq")) >= count)
+
+
 def assert_each_once(home: Path, broker: str, count: int) -> None:
     rows = landed(home, broker)
     assert sorted(rows["sequence"]) == list(range(count))
@@ -106,24 +112,45 @@ def assert_each_once(home: Path, broker: str, count: int) -> None:
 
 @dataclass
 class Killable:
-    """A program of this folder as a process that is killed and started again."""
+    """A sink or a transformer as a process that is killed and started again."""
 
-    arguments: list[str]
-    environment: dict[str, str]
+    what: str
+    kind: str
+    home: Path
+    at: Address
     kills: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, *self.arguments], env={**os.environ, **self.environment})
+        program = Path(__file__).with_name("rabbitmq_process.py")
+        own = {
+            "AMQP_PORT": str(self.at.port),
+            "STREAM_PORT": str(self.at.stream_port),
+            "AMQP_PASSWORD": self.at.password,
+            "AMQP_PREFIX": self.at.prefix,
+            "PYTHONPATH": str(program.parents[2]),
+        }
+        command = [sys.executable, str(program), self.what, self.kind, str(self.home)]
+        self.process = subprocess.Popen(command, env={**os.environ, **own})
 
-    def kill(self) -> None:
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def kill_and_start(self) -> None:
         assert self.process is not None
         assert self.process.poll() is None, "it had ended by itself"
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.kills += 1
+        self.start()
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            assert self.process.wait(30) == 0
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.wait(30) == 0

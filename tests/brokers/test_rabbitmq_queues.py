@@ -10,17 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from streaming.batch import Batch, Outgoing
 from streaming.cluster.rabbitmq import DisposableRabbitMQ, control
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
+from streaming.identities import Identities, new_rows
 from streaming.interfaces import Offsets
+from streaming.topology import STREAMS
+from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.queue_source import QueueSource
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from tests.brokers.rabbitmq_scenes import (
     CODEC,
+    CODECS,
     GROUP,
     STREAM,
     Killable,
@@ -32,6 +37,7 @@ from tests.brokers.rabbitmq_scenes import (
     positions,
     sink_at,
     until,
+    until_landed,
 )
 
 pytestmark = pytest.mark.brokers
@@ -59,10 +65,6 @@ def take(source: QueueSource, count: int) -> list[Batch]:
 
     until(enough)
     return batches
-
-
-def until_landed(home: Path, count: int) -> None:
-    until(lambda: len(landed(home, "rabbitmq")) >= count)
 
 
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])
@@ -309,24 +311,50 @@ def test_a_sink_killed_ten_times_lands_each_of_50000_messages_once(
 ) -> None:
     at = address(rabbitmq)
     transport = queues(at)
-    program = Path(__file__).with_name("rabbitmq_process.py")
-    environment = {
-        "AMQP_PORT": str(at.port),
-        "AMQP_PASSWORD": at.password,
-        "AMQP_PREFIX": at.prefix,
-        "PYTHONPATH": str(program.parents[2]),
-    }
-    sink = Killable([str(program), str(tmp_path)], environment)
-    chance = random.Random(5)
-    sink.start()
-    for part in range(10):
-        publish(transport, 5_000, first=5_000 * part)
-        aim = chance.randrange(5_000 * part + 1, 5_000 * part + 4_000)
-        until_landed(tmp_path, aim)
-        sink.kill()
-        sink.start()
-    until_landed(tmp_path, 50_000)
-    until(lambda: transport.depths("positions") == {GROUP: 0})
-    sink.stop()
-    assert sink.kills == 10
-    assert_each_once(tmp_path, "rabbitmq", 50_000)
+    with Killable("sink", "queues", tmp_path, at) as sink:
+        chance = random.Random(5)
+        for part in range(10):
+            publish(transport, 5_000, first=5_000 * part)
+            aim = chance.randrange(5_000 * part + 1, 5_000 * part + 4_000)
+            until_landed(tmp_path, aim)
+            sink.kill_and_start()
+        until_landed(tmp_path, 50_000)
+        until(lambda: transport.depths("positions") == {GROUP: 0})
+        sink.stop()
+        assert sink.kills == 10
+        assert_each_once(tmp_path, "rabbitmq", 50_000)
+
+
+def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
+    rabbitmq: DisposableRabbitMQ, tmp_path: Path
+) -> None:
+    at = address(rabbitmq)
+    readers = {"positions": ["means-transformer"], "position_means": ["means"], "late_positions": ["late"]}
+    transport = RabbitQueues(at, readers=lambda name: readers[name])
+    transport.create([STREAMS[name] for name in readers], replication=1)
+    means = transport.source("position_means", "means", Notebook())
+    with Killable("transform", "queues", tmp_path, at) as transformer:
+        _, outputs = MeansStep().advance(MeansStep().initial(0), positions(50_000))
+        wanted = outputs["position_means"]
+        came: list[pl.DataFrame] = []
+        seen = Identities()
+
+        def until_came(count: int) -> None:
+            deadline = time.monotonic() + 60
+            while seen.count < count:
+                assert time.monotonic() < deadline, "not in time"
+                for batch in means.poll(0.05):
+                    came.append(new_rows(CODECS["position_means"].decode(batch.values).table, seen))
+                    seen.add(came[-1])
+
+        for part in range(10):
+            publish(transport, 5_000, first=5_000 * part)
+            until_came(len(wanted) * part // 10)
+            transformer.kill_and_start()
+        until_came(len(wanted))
+        until(lambda: transport.depths("positions") == {"means-transformer": 0})
+        transformer.stop()
+        means.close()
+        assert pl.concat(came).equals(wanted), "the first copy of each, in order"
+        assert transport.depths("late_positions") == {"late": 0}
+        assert transformer.kills == 10

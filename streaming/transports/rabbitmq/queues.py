@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pika
 from pika import exceptions
 
 from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
-from streaming.interfaces import Identity, Keeper
+from streaming.interfaces import Codec, Identity, Keeper
 from streaming.topology import ROLES, Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.link import parameters
+from streaming.transports.rabbitmq.outbox import OutboxTransaction
+from streaming.transports.rabbitmq.queue_flow import QueueInput, QueueOutput
 from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
 from streaming.transports.rabbitmq.queue_source import PREFETCH, QueueSource
 
@@ -39,8 +42,11 @@ class RabbitQueues:
         queue_type: str = "quorum",
         readers: Callable[[str], Iterable[str]] | None = None,
         prefetch: int = PREFETCH,
+        outbox: Path | None = None,
+        codec: Callable[[str], Codec] | None = None,
     ) -> None:
         self._address, self._queue_type, self._prefetch = address, queue_type, prefetch
+        self._outbox, self._codec = outbox, codec
         self._readers = readers or _roles_that_read
 
     def create(self, streams: Iterable[Stream], *, replication: int) -> None:
@@ -70,6 +76,32 @@ class RabbitQueues:
         with channel_of(self._address) as channel:
             ready_in(channel, self._address.queue(stream, group))
         return QueueSource(self._address, stream, group, keeper, instance=instance, prefetch=self._prefetch)
+
+    def transaction(
+        self,
+        reads: str,
+        state: str,  # noqa: ARG002 - kept in the outbox
+        role: str,
+        *,
+        restore: Callable[[int, bytes | None], None],
+        forget: Callable[[int], None],
+        instance: int = 0,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> OutboxTransaction:
+        """Read, compute, write as one, by an outbox file. UsageError without the folder and codecs for it.
+
+        Fenced while another process of this machine works as the same role and instance.
+        """
+        if self._outbox is None or self._codec is None:
+            raise UsageError("transformers on queues need a folder for their outbox, and the codecs of what they read")
+        return OutboxTransaction(
+            self._outbox / f"{role}-{instance}",
+            QueueInput(lambda keeper: self.source(reads, role, keeper, instance=instance), self._codec(reads)),
+            QueueOutput(lambda: self.publisher(f"{role}-{instance}")),
+            restore=restore,
+            forget=forget,
+            checkpoint=checkpoint,
+        )
 
     def identity(self, stream: str) -> Identity:  # noqa: ARG002 - the same for all
         """The cluster's name. A queue made anew makes no file wrong, so it has no identity of its own."""

@@ -34,7 +34,14 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name="rabbitmq-streams", daemon=True).start()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="rabbitmq-streams", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(CONNECT_TIMEOUT_S)
+        self.loop.close()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Let it run beside everything else."""
@@ -65,6 +72,8 @@ async def connect(address: Address, name: str, stream: str | None = None) -> tup
         if leader.port != client.port:
             await close(client)
             client, ended = await _connect(address, name, leader.host, leader.port)
+    except exceptions.StreamDoesNotExist as error:
+        raise UsageError(f"RabbitMQ at {address}: there is no stream {stream}; make the streams first") from error
     except _TRANSIENT as error:
         raise translated(error, address) from error
     client.add_handler(schema.MetadataUpdate, lambda _: ended.set(), name="ended")
@@ -79,8 +88,6 @@ async def close(client: Client) -> None:
 
 def translated(error: BaseException, address: Address) -> StreamgaugeError:
     """Rstream's errors as the project's."""
-    if isinstance(error, exceptions.StreamDoesNotExist):
-        return UsageError(f"RabbitMQ at {address}: there is no such stream ({error}); make the streams first")
     if isinstance(error, exceptions.AccessRefused | exceptions.AuthenticationFailure):
         return SetupError(f"RabbitMQ at {address} refuses: {error!r}", "check user, password and permissions")
     return BrokerUnavailable(f"no RabbitMQ answers at {address}, port {address.stream_port}: {error!r}")

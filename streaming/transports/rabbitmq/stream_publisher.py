@@ -122,7 +122,7 @@ class StreamPublisher:
     ) -> None:
         self._loop, self._address, self._client = loop, address, client
         self._reference = name or f"{client}-{uuid.uuid4().hex[:12]}"
-        self._first_ids = first_ids or {}
+        self._first_ids = dict(first_ids or {})
         self._window, self._patience_s = window, patience_s
         self._changed = threading.Condition()
         self._lanes: dict[str, _Lane] = {}
@@ -141,6 +141,10 @@ class StreamPublisher:
     def next_ids(self) -> Mapping[str, int]:
         """The publishing id that each stream's next record gets."""
         return {**self._first_ids, **{stream: lane.next_id for stream, lane in self._lanes.items()}}
+
+    def begin(self, stream: str, first_id: int) -> None:
+        """The publishing id of the stream's first record. Before anything is published to it."""
+        self._first_ids[stream] = first_id
 
     def publish(self, outgoing: Outgoing) -> None:
         """Send the records; blocks while the stream's window is full. Keys are part of the payloads already."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,9 @@ from streaming.errors import UsageError
 from streaming.interfaces import Extent, Identity, Keeper
 from streaming.topology import Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.outbox import OutboxTransaction
 from streaming.transports.rabbitmq.queues import channel_of, ready_in
+from streaming.transports.rabbitmq.stream_flow import StreamInput, StreamOutput
 from streaming.transports.rabbitmq.stream_frames import unpack
 from streaming.transports.rabbitmq.stream_loop import EventLoop, close, connect, translated
 from streaming.transports.rabbitmq.stream_publisher import StreamPublisher
@@ -41,14 +44,18 @@ class RabbitStreams:
 
     name = "rabbitmq-stream"
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, outbox: Path | None = None) -> None:
         if address.stream_port is None:
             raise UsageError(f"{address}: the port of the stream plugin is missing")
-        self._address = address
+        self._address, self._outbox = address, outbox
 
     @cached_property
     def _loop(self) -> EventLoop:
         return EventLoop()
+
+    def close(self) -> None:
+        """End the event loop's thread; for tests, a process that ends need not."""
+        self._loop.close()
 
     def create(self, streams: Iterable[Stream], *, replication: int) -> None:
         """Make what is missing. UsageError for what exists in another shape. Needs a user who may configure."""
@@ -85,6 +92,35 @@ class RabbitStreams:
             instance=instance,
         )
 
+    def transaction(
+        self,
+        reads: str,
+        state: str,  # noqa: ARG002 - kept in the outbox
+        role: str,
+        *,
+        restore: Callable[[int, bytes | None], None],
+        forget: Callable[[int], None],
+        instance: int = 0,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> OutboxTransaction:
+        """Read, compute, write as one, by an outbox file. UsageError without a folder for it.
+
+        Fenced while another process of this machine works as the same role and instance.
+        """
+        if self._outbox is None:
+            raise UsageError("transformers on RabbitMQ streams need a folder for their outbox")
+        name = f"{role}-{instance}"
+        return OutboxTransaction(
+            self._outbox / name,
+            StreamInput(
+                lambda keeper: self.source(reads, role, keeper, instance=instance), reads, self.identity(reads).topic_id
+            ),
+            StreamOutput(lambda ids: self.named_publisher(name, ids), lambda stream: self.last_id(stream, name)),
+            restore=restore,
+            forget=forget,
+            checkpoint=checkpoint,
+        )
+
     def read_all(self, stream: str) -> list[Batch]:
         """Every record from the oldest to the present end."""
         extent = self.extents(stream)[PARTITION]
@@ -100,7 +136,7 @@ class RabbitStreams:
         """The readable range. UsageError when there is no such stream."""
         log = self._address.log(stream)
         with channel_of(self._address) as channel:
-            has_records = ready_in(channel, log) > 0
+            has_records = ready_in(channel, log) > 1  # the identity is an entry too
         return {PARTITION: self._loop.run(self._extent(log, has_records=has_records))}
 
     def identity(self, stream: str) -> Identity:
