@@ -181,8 +181,11 @@ class ArrivalSink:
         self._buffer = _Buffer()
 
     def _commit_rows(self, buffer: _Buffer) -> None:
-        rows = pl.concat(buffer.tables, rechunk=True) if buffer.tables else pl.DataFrame()
-        while len(rows):
+        if not buffer.tables:
+            return
+        rows = pl.concat(buffer.tables, rechunk=True)
+        # Whatever was learnt since they were buffered, in the quarantine's commit too, counts before each attempt.
+        while len(rows := new_rows(rows, self._committed)):
             numbered = derive(self._stream, rows).with_columns(
                 pl.lit(PARTITION, pl.Int32).alias("_partition"), self._table.numbers(len(rows)).alias("_offset")
             )
@@ -190,7 +193,6 @@ class ArrivalSink:
                 self._table.append(numbered.select(self._schema.names()))
             except SlotTaken:
                 self._catch_up()
-                rows = new_rows(rows, self._committed)
             else:
                 self._committed.add(rows)
                 return

@@ -154,12 +154,16 @@ def test_what_cannot_be_is_refused_by_name(streams: RabbitStreams) -> None:
         streams.publisher("test").publish(Outgoing("nothing", [b"x"], [b"k"]))
     with pytest.raises(UsageError, match="shape"):
         streams.create([replace(STREAM, settings=MappingProxyType({}))], replication=1)
-    with pytest.raises(SetupError):
-        RabbitStreams(replace(streams._address, password="")).identity("positions")
-    with pytest.raises(BrokerUnavailable):
-        RabbitStreams(replace(streams._address, stream_port=1)).identity("positions")
-    with pytest.raises(UsageError, match="outbox"):
-        RabbitStreams(streams._address).transaction("positions", "s", "r", restore=print, forget=print)
+    others = {
+        SetupError: RabbitStreams(replace(streams._address, password="")),
+        BrokerUnavailable: RabbitStreams(replace(streams._address, stream_port=1)),
+    }
+    for error, other in others.items():
+        with pytest.raises(error):
+            other.identity("positions")
+        with pytest.raises(UsageError, match="outbox"):
+            other.transaction("positions", "s", "r", restore=print, forget=print)
+        other.close()
 
 
 def test_outputs_sent_again_are_stored_once_and_a_lost_outbox_goes_on_behind_them(
