@@ -55,6 +55,10 @@ def assert_landed(home: Path, count: int) -> None:
     assert rows["_offset"].to_list() == list(range(count))
 
 
+def rejected(home: Path) -> list[bytes]:
+    return sorted(quarantine_scan(Home(home), "rabbitmq", "positions_parquet").collect()["payload"])
+
+
 @pytest.mark.parametrize("point", CHECKPOINTS)
 def test_killed_at_any_point_of_a_commit_each_event_lands_once(tmp_path: Path, point: str) -> None:
     first = sink_in(tmp_path)
@@ -69,9 +73,7 @@ def test_killed_at_any_point_of_a_commit_each_event_lands_once(tmp_path: Path, p
     third.write(batch([*events(0, 100), b"poison", *events(100, 120)]))
     assert third.commit() == {0: 122}
     assert_landed(tmp_path, 120)
-    assert quarantine_scan(Home(tmp_path), "rabbitmq", "positions_parquet").collect()["payload"].to_list() == [
-        b"poison"
-    ]
+    assert rejected(tmp_path) == [b"poison"]
 
 
 def test_of_two_owners_each_writes_what_the_other_has_not(tmp_path: Path) -> None:
@@ -82,8 +84,7 @@ def test_of_two_owners_each_writes_what_the_other_has_not(tmp_path: Path) -> Non
     assert other.commit() == {0: 73}
     assert other.displaced() == {}
     assert_landed(tmp_path, 100)
-    rejected = quarantine_scan(Home(tmp_path), "rabbitmq", "positions_parquet").collect()
-    assert sorted(rejected["payload"]) == [b"more", b"poison"]
+    assert rejected(tmp_path) == [b"more", b"poison"]
 
 
 def test_repeats_and_marks_are_acknowledged_and_not_written(tmp_path: Path) -> None:

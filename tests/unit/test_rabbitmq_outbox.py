@@ -13,6 +13,7 @@ from streaming.batch import Batch, Outgoing
 from streaming.errors import ChainBroken
 from streaming.events import MARK
 from streaming.identities import Identities
+from streaming.interfaces import Keeper, Source
 from streaming.transports.rabbitmq.outbox import OutboxFile, Outcome
 from streaming.transports.rabbitmq.queue_flow import QueueInput
 from tests.brokers.rabbitmq_scenes import CODEC, positions
@@ -57,8 +58,12 @@ def batch(sequences: list[int], first: int, *, extra: bytes | None = None) -> Ba
     return Batch("positions", 0, values, np.arange(first, first + len(values), dtype=np.int64))
 
 
+def _not_opened(keeper: Keeper) -> Source:
+    raise AssertionError(keeper)
+
+
 def test_used_and_taken_events_are_left_out_and_marks_and_broken_bytes_are_not() -> None:
-    reads = QueueInput(lambda _: pytest.fail("not opened"), CODEC)
+    reads = QueueInput(_not_opened, CODEC)
     assert reads.fresh(batch([0, 1, 2], 10, extra=b"broken")).offsets.tolist() == [10, 11, 12, 13]
     assert reads.fresh(batch([2, 3, 3, MARK, MARK], 14)).offsets.tolist() == [15, 17, 18]
     assert not reads.is_used_up
@@ -67,7 +72,7 @@ def test_used_and_taken_events_are_left_out_and_marks_and_broken_bytes_are_not()
     assert not reads.is_used_up
 
     reads.begin()  # the connection went: 3 comes again, 0 to 2 are used up
-    assert reads.is_used_up
+    assert reads.taken == []
     assert reads.fresh(batch([0, 1, 2, 3], 30)).offsets.tolist() == [33]
     assert Identities.load(reads.use(34)).count == 4
     assert reads.repeats == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +38,7 @@ def test_however_the_bytes_are_cut_the_same_deliveries_come_out(
 ) -> None:
     whole = b"".join(delivery(tag, payload, again=again) for tag, (payload, again) in enumerate(wanted, start=1))
     bounds = sorted({0, *(cut for cut in cuts if cut < len(whole)), len(whole)})
-    found, rest = taken([whole[start:end] for start, end in zip(bounds, bounds[1:], strict=False)])
+    found, rest = taken([whole[start:end] for start, end in pairwise(bounds)])
     assert list(zip(found.values, found.again, strict=True)) == wanted
     assert found.tags == list(range(1, len(wanted) + 1))
     assert rest == b""
@@ -56,13 +57,12 @@ def test_frames_that_are_no_deliveries_are_left_for_pika() -> None:
 def test_what_is_joined_for_publishing_is_what_pika_reads(records: list[tuple[bytes, bytes]]) -> None:
     values, keys = [value for value, _ in records], [key for _, key in records]
     for value, joined in zip(values, messages("x", "positions", values, keys, FRAME_MAX), strict=True):
-        frames = []
-        while joined:
-            used, found = frame.decode_frame(joined)
-            assert used
-            assert used <= FRAME_MAX
+        frames, at = [], 0
+        while at < len(joined):
+            used, found = frame.decode_frame(joined[at:])
+            assert 0 < used <= FRAME_MAX
             frames.append(found)
-            joined = joined[used:]
+            at += used
         method, header, *bodies = frames
         assert method.method.NAME == "Basic.Publish"
         assert method.method.mandatory
