@@ -82,8 +82,12 @@ async def connect(address: Address, name: str, stream: str | None = None) -> tup
 
 async def close(client: Client) -> None:
     """Close it, whatever state it is in."""
+    connection = client._conn
     with contextlib.suppress(Exception):
         await client.close()
+    with contextlib.suppress(Exception):  # rstream 1.1 leaves the socket of a lost connection open
+        if connection is not None:
+            await connection.close()
 
 
 def translated(error: BaseException, address: Address) -> StreamgaugeError:
