@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from streaming.cluster import kafka, listeners, machine, ports
+from streaming.cluster import jars, kafka, listeners, machine, ports
 from streaming.cluster.kafka import BrokerPorts, BrokerProcess
 from streaming.cluster.machine import Finding
 from streaming.cluster.supervision import Service, ServiceState, Supervisor
@@ -163,7 +163,7 @@ def is_up(home: Home) -> bool:
 def examine(home: Home, lab: Lab) -> list[Finding]:
     """What `doctor` reports: the machine, the lab's ports unless the lab itself holds them, and the brokers given."""
     needed = {} if is_up(home) else _ports_of(lab)
-    findings = machine.check(home.root, needed)
+    findings = [*machine.check(home.root, needed), jars.examine()]
     if lab.bootstrap_servers:
         findings += listeners.examine(lab.bootstrap_servers)
     return findings

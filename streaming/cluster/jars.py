@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from streaming.cluster.machine import Finding
 from streaming.errors import SetupError
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ def install(progress: Callable[[str], None] = lambda _: None) -> Path:
     for jar in jars:
         _check(jar, target / jar.filename)
     return target
+
+
+def examine() -> Finding:
+    """Whether the jars are there, for `doctor`; up fetches what is missing by itself."""
+    missing = [jar for jar in locked() if not (folder() / jar.filename).exists()]
+    detail = f"{len(missing)} missing" if missing else f"{len(locked())} there"
+    return Finding("broker jars", not missing, detail, "with a network: make setup")
 
 
 def lock() -> list[Jar]:

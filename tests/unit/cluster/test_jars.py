@@ -65,6 +65,13 @@ def test_what_is_missing_comes_from_the_local_maven_repository(folder: Path) -> 
     assert "1 of 1" in said[-1]
 
 
+def test_what_is_missing_is_a_finding(folder: Path) -> None:
+    assert not jars.examine().ok
+    _in_local_repository(folder, b"foo")
+    jars.install()
+    assert jars.examine().ok
+
+
 def test_a_changed_jar_is_refused_and_named(folder: Path) -> None:
     folder.mkdir()
     (folder / JAR.filename).write_bytes(b"evil")
