@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from streaming.interfaces import Offsets
 from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
 from streaming.transports.rabbitmq.queue_source import QueueSource
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from tests.brokers.rabbitmq_scenes import (
@@ -127,12 +130,20 @@ def test_an_acknowledgement_of_a_lost_connection_is_ignored(rabbitmq: Disposable
     until(lambda: transport.depths("positions") == {GROUP: 100})
 
 
+def cut(publisher: QueuePublisher) -> None:
+    """The connection goes without a word, and what was on its way with it."""
+    connection = publisher._link._connection
+    if connection is not None and connection.is_open:
+        with suppress(OSError, AttributeError):  # it has just gone by itself
+            connection._transport._sock.shutdown(socket.SHUT_RDWR)
+
+
 def test_a_publisher_sends_again_what_a_lost_connection_left_unconfirmed(rabbitmq: DisposableRabbitMQ) -> None:
     transport = queues(address(rabbitmq))
     publisher = transport.publisher("test")
     for first in range(0, 30_000, 3_000):
         publisher.publish(outgoing(positions(3_000, first=first)))
-        publisher._link.drop()  # whatever is in flight
+        cut(publisher)  # whatever is in flight
     assert publisher.flush(60)
     assert publisher.resent > 0
     publisher.close()
@@ -193,6 +204,22 @@ def test_a_queue_of_another_shape_and_a_missing_one_are_refused(rabbitmq: Dispos
         queues(at, "classic")
     with pytest.raises(UsageError, match="nothing"):
         transport.source("nothing", GROUP, Notebook())
+
+
+def test_what_comes_again_thirty_times_is_not_dropped_by_the_broker(rabbitmq: DisposableRabbitMQ) -> None:
+    # From 4.0 on a quorum queue drops after 20 deliveries unless its limit is -1; 3.10 has no limit by default, and
+    # knows no -1.
+    transport = queues(address(rabbitmq))
+    publish(transport, 100)
+    source = transport.source("positions", GROUP, Notebook())
+    for _ in range(30):
+        take(source, 100)
+        source.seek(0, 0)
+    assert source.redelivered >= 29 * 100
+    batches = take(source, 100)
+    source.acknowledge({0: batches[-1].next_offset})
+    until(lambda: transport.depths("positions") == {GROUP: 0})
+    source.close()
 
 
 def test_a_memory_alarm_holds_the_publisher_back_and_it_goes_on_by_itself(rabbitmq: DisposableRabbitMQ) -> None:
