@@ -125,6 +125,7 @@ class Supervisor:
             self._call("shutdown")
             psutil.wait_procs([process], timeout=_END_TIMEOUT_S)
         self.end_survivors()
+        self._remove_socket_folder()
 
     def survivors(self) -> list[psutil.Process]:
         """Every process that was started under this supervisor, however deep, itself included."""
@@ -187,6 +188,14 @@ class Supervisor:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise SetupError(f"{folder} is not a private folder of this user", f"remove {folder}, or set TMPDIR")
         return folder
+
+    def _remove_socket_folder(self) -> None:
+        with contextlib.suppress(OSError):  # never made, or gone already
+            folder = Path((self._run / "socket").read_text()).parent
+            for leftover in folder.glob("supervisor.sock*"):
+                leftover.unlink()
+            folder.rmdir()
+            (self._run / "socket").unlink()
 
 
 def _spawn(configuration: Path, console: Path, environment: Mapping[str, str]) -> int:

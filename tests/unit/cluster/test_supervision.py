@@ -125,8 +125,10 @@ def test_shutting_down_ends_children_of_children(tmp_path: Path, supervisor: Sup
     supervisor.start(["one"])
     until(lambda: len(supervisor.survivors()) == 3)
     found = supervisor.survivors()
+    socket = Path((tmp_path / "run" / "socket").read_text())
     supervisor.shut_down()
     assert not [process for process in found if process.is_running()]
+    assert not socket.parent.exists()
     assert not supervisor.is_up
 
 
