@@ -24,6 +24,7 @@ from streaming.codecs.validity import problem
 from streaming.events import polars_schema
 
 _REASON_CHARACTERS: Final = 200
+_BREAK: Final = ord("\n")
 _REFUSALS: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError)
 
 
@@ -61,7 +62,10 @@ class JsonCodec:
         self, table: pl.DataFrame, rows: np.typing.NDArray[np.int64], values: Sequence[bytes]
     ) -> list[Rejection]:
         """Rows that were parsed, but are no events of this schema."""
-        found = table.select(self._checks).with_columns(place=rows)
+        found = table.select(self._checks)
+        if found["problem"].null_count() == len(found) and not found["is_doubtful"].any():
+            return []
+        found = found.with_columns(place=rows)
         wrong = [
             Rejection(place, says) for place, says in found.drop_nulls("problem").select("place", "problem").iter_rows()
         ]
@@ -91,10 +95,11 @@ class _Parsed:
         """All rows, and each one's place in the batch."""
         if not self._pieces:
             return pl.DataFrame(schema=self._wire), np.empty(0, dtype=np.int64)
-        rows = np.concatenate([np.asarray(places, dtype=np.int64) for places, _ in self._pieces])
-        table = pl.concat([piece for _, piece in self._pieces])
+        if len(self._pieces) == 1:
+            return self._pieces[0][1], _numbers(self._pieces[0][0])
+        rows = np.concatenate([_numbers(places) for places, _ in self._pieces])
         order = np.argsort(rows)
-        return (table, rows) if len(self._pieces) == 1 else (table[order], rows[order])
+        return pl.concat([piece for _, piece in self._pieces])[order], rows[order]
 
     def _halve(self, places: Sequence[int], *, is_new: bool) -> None:
         if not places or (is_new and self._parse_at_once(places)) or len(places) == 1:
@@ -106,7 +111,8 @@ class _Parsed:
     def _parse_at_once(self, places: Sequence[int]) -> bool:
         """Whether all of them are rows now. A single one that can't be parsed is rejected."""
         try:
-            piece = _rows([self._values[place] for place in places], self._wire)
+            is_whole = len(places) == len(self._values)
+            piece = _rows(self._values if is_whole else [self._values[place] for place in places], self._wire)
         except _REFUSALS as error:
             if len(places) == 1:
                 self.rejections.append(Rejection(places[0], str(error).partition("\n")[0][:_REASON_CHARACTERS]))
@@ -116,12 +122,17 @@ class _Parsed:
         return True
 
 
+def _numbers(places: Sequence[int]) -> np.typing.NDArray[np.int64]:
+    if isinstance(places, range):  # without an object for each number
+        return np.arange(places.start, places.stop, places.step, dtype=np.int64)
+    return np.asarray(places, dtype=np.int64)
+
+
 def _rows(values: Sequence[bytes], wire: pl.Schema) -> pl.DataFrame:
     joined = b"\n".join(values)
-    breaks = max(len(values) - 1, 0)
-    if joined.count(b"\n") != breaks or b"\r" in joined:
+    if np.count_nonzero(np.frombuffer(joined, np.uint8) == _BREAK) != max(len(values) - 1, 0) or b"\r" in joined:
         raise ValueError("a line break inside the payload")
-    if joined.count(b"\n{") != breaks or not joined.startswith(b"{"):
+    if {value[:1] for value in values} != {b"{"}:  # three times as fast as counting b"\n{"
         raise ValueError("not a JSON object")
     table = pl.read_ndjson(io.BytesIO(joined), schema=wire)
     if len(table) != len(values):
