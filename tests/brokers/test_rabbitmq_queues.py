@@ -222,6 +222,24 @@ def test_what_comes_again_thirty_times_is_not_dropped_by_the_broker(rabbitmq: Di
     source.close()
 
 
+def test_reference_data_can_be_read_whole_and_again_and_nothing_else_can(rabbitmq: DisposableRabbitMQ) -> None:
+    transport = RabbitQueues(address(rabbitmq), readers=lambda _: [GROUP])
+    transport.create([STREAM, STREAMS["vehicles"]], replication=1)
+    assert transport.read_all("vehicles") == []
+    payloads = [b'{"vehicle":"v-%d"}' % n for n in range(300)] + [b"", b"x" * 300_000]
+    publisher = transport.publisher("test")
+    publisher.publish(Outgoing("vehicles", payloads, [b"k"] * len(payloads)))
+    assert publisher.flush(30)
+    publisher.close()
+    for _ in range(2):
+        until(lambda: sum(map(len, transport.read_all("vehicles"))) == len(payloads))
+        assert [value for batch in transport.read_all("vehicles") for value in batch.values] == payloads
+    assert transport.depths("vehicles") == {GROUP: len(payloads)}, "and the sink's queue has them too"
+    with pytest.raises(UsageError, match="cannot replay"):
+        transport.read_all("positions")
+    transport.close()
+
+
 def test_a_memory_alarm_holds_the_publisher_back_and_it_goes_on_by_itself(rabbitmq: DisposableRabbitMQ) -> None:
     transport = queues(address(rabbitmq))
     publisher = transport.publisher("test")

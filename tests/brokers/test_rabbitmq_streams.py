@@ -16,7 +16,7 @@ from streaming.cluster.rabbitmq import DisposableRabbitMQ
 from streaming.errors import BrokerUnavailable, Fenced, SetupError, TopicRecreated, UsageError
 from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
-from streaming.transports.rabbitmq.queues import channel_of
+from streaming.transports.rabbitmq.declaring import channel_of
 from streaming.transports.rabbitmq.stream_source import StreamSource
 from streaming.transports.rabbitmq.streams import RabbitStreams
 from tests.brokers.rabbitmq_scenes import (

@@ -7,27 +7,25 @@ Reference data (`vehicles`) is also kept in a RabbitMQ stream, bound to the same
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import pika
-from pika import exceptions
-
-from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
+from streaming.batch import Batch
+from streaming.errors import UsageError
 from streaming.interfaces import Codec, Identity, Keeper
-from streaming.topology import ROLES, Stream, StreamKind
+from streaming.topology import ROLES, STREAMS, Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
-from streaming.transports.rabbitmq.link import parameters
+from streaming.transports.rabbitmq.declaring import channel_of, ready_in
 from streaming.transports.rabbitmq.outbox import OutboxTransaction
 from streaming.transports.rabbitmq.queue_flow import QueueInput, QueueOutput
 from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
 from streaming.transports.rabbitmq.queue_source import PREFETCH, QueueSource
+from streaming.transports.rabbitmq.streams import RabbitStreams
 
 MAX_QUEUE_BYTES: Final = 4 * 1024**3  # then the queue refuses, and publishers wait
 _NEEDS_LIMIT_OFF: Final = (4, 0)  # from here on quorum queues drop a message after 20 deliveries unless told not to
-_MISSING: Final = 404
 
 
 class RabbitQueues:
@@ -48,21 +46,25 @@ class RabbitQueues:
         self._address, self._queue_type, self._prefetch = address, queue_type, prefetch
         self._outbox, self._codec = outbox, codec
         self._readers = readers or _roles_that_read
+        self._reference = {stream.name for stream in STREAMS.values() if stream.kind is StreamKind.REFERENCE}
 
     def create(self, streams: Iterable[Stream], *, replication: int) -> None:
         """Make the exchange, each reader's queue and the reference streams. Needs a user who may configure.
 
         `replication` is the number of members of each quorum queue. UsageError for what exists in another shape.
         """
+        wanted = [stream for stream in streams if stream.kind is not StreamKind.STATE]  # kept beside the outbox
+        kept = [stream for stream in wanted if stream.kind is StreamKind.REFERENCE]
+        if kept:
+            self._logs.create(kept, replication=replication)
+            self._reference |= {stream.name for stream in kept}
         with channel_of(self._address) as channel:
             self._declare_exchanges(channel)
-            for stream in streams:
-                if stream.kind is StreamKind.STATE:  # kept in files beside the outbox
-                    continue
+            for stream in wanted:
                 for group in self._readers(stream.name):
                     self._declare_queue(channel, stream.name, group, replication)
-                if stream.kind is StreamKind.REFERENCE:
-                    self._declare_log(channel, stream.name)
+            for stream in kept:
+                channel.queue_bind(self._address.log(stream.name), self._address.exchange, f"{stream.name}.#")
 
     def publisher(self, client: str) -> QueuePublisher:
         """A publisher with a connection of its own. BrokerUnavailable when none can be had."""
@@ -76,6 +78,21 @@ class RabbitQueues:
         with channel_of(self._address) as channel:
             ready_in(channel, self._address.queue(stream, group))
         return QueueSource(self._address, stream, group, keeper, instance=instance, prefetch=self._prefetch)
+
+    @cached_property
+    def _logs(self) -> RabbitStreams:
+        return RabbitStreams(self._address)
+
+    def read_all(self, stream: str) -> list[Batch]:
+        """Every record of a reference stream. UsageError for others: a queue's records can be read once."""
+        if stream not in self._reference:
+            raise UsageError(f"queues cannot replay: {stream} is no reference stream, use RabbitMQ streams or Kafka")
+        return self._logs.read_all(stream)
+
+    def close(self) -> None:
+        """End what reads reference streams; for tests, a process that ends need not."""
+        if "_logs" in self.__dict__:
+            self._logs.close()
 
     def transaction(
         self,
@@ -137,46 +154,9 @@ class RabbitQueues:
         channel.queue_declare(queue, durable=True, arguments=arguments)
         channel.queue_bind(queue, self._address.exchange, f"{stream}.#")
 
-    def _declare_log(self, channel: Any, stream: str) -> None:
-        log = self._address.log(stream)
-        channel.queue_declare(log, durable=True, arguments={"x-queue-type": "stream"})
-        channel.queue_bind(log, self._address.exchange, f"{stream}.#")
-
 
 def _roles_that_read(stream: str) -> list[str]:
     return [role.name for role in ROLES.values() if stream in role.reads]
-
-
-@contextlib.contextmanager
-def channel_of(address: Address) -> Iterator[Any]:
-    """A channel for a few questions; pika's errors become the project's."""
-    try:
-        connection = pika.BlockingConnection(parameters(address, "topology"))
-    except (exceptions.AMQPConnectionError, OSError) as error:
-        raise _translated(error, address) from error
-    try:
-        yield connection.channel()
-    except exceptions.AMQPError as error:
-        raise _translated(error, address) from error
-    finally:
-        with contextlib.suppress(exceptions.AMQPError):
-            connection.close()
-
-
-def _translated(error: Exception, address: Address) -> StreamgaugeError:
-    code = getattr(error, "reply_code", None)
-    if code == _MISSING:
-        return UsageError(f"RabbitMQ at {address}: {error}; make the queues first")
-    if code == 406:
-        return UsageError(f"RabbitMQ at {address}: it exists in another shape: {error}")
-    if code == 403 or isinstance(error, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError):
-        return SetupError(f"RabbitMQ at {address} refuses: {error!r}", "check user, password and permissions")
-    return BrokerUnavailable(f"no RabbitMQ answers at {address}: {error!r}")
-
-
-def ready_in(channel: Any, queue: str) -> int:
-    """How many messages are ready in it; raises pika's error when it does not exist."""
-    return int(channel.queue_declare(queue, passive=True).method.message_count)
 
 
 def _version(channel: Any) -> tuple[int, ...]:

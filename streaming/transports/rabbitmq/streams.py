@@ -23,8 +23,8 @@ from streaming.errors import UsageError
 from streaming.interfaces import Extent, Identity, Keeper
 from streaming.topology import Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.declaring import channel_of, ready_in
 from streaming.transports.rabbitmq.outbox import OutboxTransaction
-from streaming.transports.rabbitmq.queues import channel_of, ready_in
 from streaming.transports.rabbitmq.stream_flow import StreamInput, StreamOutput
 from streaming.transports.rabbitmq.stream_frames import unpack
 from streaming.transports.rabbitmq.stream_loop import EventLoop, close, connect, translated
