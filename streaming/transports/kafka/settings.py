@@ -64,6 +64,9 @@ _COMMITTED_READER: Final[Settings] = MappingProxyType(
         "fetch.max.bytes": 16 * 1024**2,
         "queued.min.messages": 100_000,
         "queued.max.messages.kbytes": 32_768,  # bounds resident memory
+        # How long fetching rests once so much is queued. By default a second, in which a fast reader empties the queue
+        # and starves: 224,000 records a second instead of 1,000,000. With 0 the client spins.
+        "fetch.queue.backoff.ms": 20,
     }
 )
 
