@@ -35,6 +35,7 @@ def by_halving(latitude: float, longitude: float) -> str:
         (42.605, -5.603, "ezs42"),  # the encyclopaedia's
         (48.8584, 2.2945, "u09tunq"),
         (-33.8568, 151.2153, "r3gx2ux"),
+        (-25.382708, -49.265506, "6gkzwgj"),
         (0.0, 0.0, "s000000"),
         (90.0, 180.0, "zzzzzzz"),
         (-90.0, -180.0, "0000000"),

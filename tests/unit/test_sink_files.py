@@ -1,15 +1,14 @@
-"""What sinks store and what readers see: derived columns, empty tables, older schemas, foreign files, moved chains."""
+"""What sinks store and what readers see: empty tables, older schemas, foreign files, moved chains."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from sinks.derive import derive, geohash, table_descriptions, table_schema
+from sinks.derive import table_schema
 from sinks.files import FileSink, Rotation
 from sinks.reader import role_of, scan, slots, tables
 from streaming.batch import Batch
@@ -18,7 +17,7 @@ from streaming.errors import ChainBroken, TopicRecreated, UsageError
 from streaming.events import POSITIONS
 from streaming.home import Home
 from streaming.interfaces import Identity
-from streaming.topology import ROLES, RoleKind
+from streaming.topology import ROLES
 
 ROLE = ROLES["positions-parquet"]
 
@@ -43,47 +42,6 @@ def land(home: Home, *batches: Batch) -> None:
     for each in batches:
         made.write(each)
         made.commit()
-
-
-@pytest.mark.parametrize(
-    ("latitude", "longitude", "expected"),
-    [
-        (57.64911, 10.40744, "u4pruyd"),
-        (42.6, -5.6, "ezs42e4"),
-        (-25.382708, -49.265506, "6gkzwgj"),
-        (90.0, 180.0, "zzzzzzz"),
-        (-90.0, -180.0, "0000000"),
-        (91.0, 0.0, None),
-        (None, 1.0, None),
-        (float("nan"), 1.0, None),
-    ],
-)
-def test_geohashes_are_the_known_ones(latitude: float | None, longitude: float, expected: str | None) -> None:
-    columns = pl.DataFrame({"y": [latitude, 0.0], "x": [longitude, 0.0]}, schema={"y": pl.Float64, "x": pl.Float64})
-    assert geohash(columns["y"], columns["x"])[0] == expected
-
-
-def test_positions_gain_hour_geohash_and_kilometres_an_hour() -> None:
-    table = pl.DataFrame(
-        {
-            "event_time": [datetime(2026, 1, 1, 12, 34, 56, tzinfo=UTC)],
-            "latitude": [57.64911],
-            "longitude": [10.40744],
-            "speed_mps": [10.0],
-        }
-    )
-    derived = derive("positions", table)
-    assert derived.select("hour", "geohash", "speed_kmh").row(0) == (
-        datetime(2026, 1, 1, 12, tzinfo=UTC),
-        "u4pruyd",
-        36,
-    )
-
-
-def test_every_column_of_every_table_is_described() -> None:
-    for role in ROLES.values():
-        if role.kind is RoleKind.SINK:
-            assert table_descriptions(role).keys() == set(table_schema(role).names())
 
 
 def test_a_table_of_which_nothing_has_landed_is_empty_with_its_columns(tmp_path: Path) -> None:
@@ -177,18 +135,6 @@ def test_files_of_a_topic_that_was_made_anew_are_refused(tmp_path: Path) -> None
     land(home, batch(0, 5))
     with pytest.raises(TopicRecreated):
         sink(home, topic_id="another").resume(0)
-
-
-def test_what_dead_processes_left_in_staging_is_removed_and_the_living_keep_theirs(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    staging = home.staging("kafka") / "positions_parquet"
-    staging.mkdir(parents=True)
-    dead, alive = staging / "4194999-x.parquet", staging / "1-x.parquet"
-    dead.touch()
-    alive.touch()
-    sink(home)
-    assert not dead.exists()
-    assert alive.exists()
 
 
 def test_an_unknown_table_names_those_that_are_there() -> None:
