@@ -190,7 +190,7 @@ def run_flow(  # noqa: PLR0913 - all but the first four are options
     progress: Progress,
     limits: Limits = Limits(),
     instance: int = 0,
-    records_per_commit: int = 100_000,
+    records_per_commit: int = 200_000,
     commit_every_s: float = 0.5,
 ) -> None:
     """Run `step` between the role's streams until `stop` is set or a limit is reached; the last input is committed.
