@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,21 +38,30 @@ def tables(home: Home, broker: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def slots(home: Home, broker: str, table: str) -> list[Slot]:
-    """The table's slots by partition and base. Each footer is read once a process."""
-    return _slots(home.warehouse(broker), table)
+def slots(home: Home, broker: str, table: str, since: Mapping[int, int] | None = None) -> list[Slot]:
+    """The table's slots by partition and base. Each footer is read once a process.
+
+    `since`: partition → position; slots that begin before it are left out, and their footers unread.
+    """
+    return _slots(home.warehouse(broker), table, since)
+
+
+def bases(home: Home, broker: str, table: str) -> dict[int, list[int]]:
+    """Partition → the positions at which its slots begin, rising. Names only: no file is opened."""
+    found: dict[int, list[int]] = {}
+    for path in _paths(home.warehouse(broker), table):
+        found.setdefault(_partition_of(path), []).append(base_of(path))
+    return found
 
 
 def scan(home: Home, broker: str, table: str) -> pl.LazyFrame:
     """The whole table, rows in no promised order; an empty frame of its schema when nothing has landed."""
-    found = slots(home, broker, table)
-    return scan_slots(found) if found else pl.LazyFrame(schema=table_schema(role_of(table)))
+    return _scan(table, _paths(home.warehouse(broker), table))
 
 
 def scan_slots(chosen: Sequence[Slot]) -> pl.LazyFrame:
     """The rows of some slots of one table, at least one; columns that older slots lack are null."""
-    paths = [slot.path for slot in chosen]
-    return FORMATS[paths[0].suffix[1:]].scan(paths, table_schema(role_of(chosen[0].table)))
+    return _scan(chosen[0].table, [slot.path for slot in chosen])
 
 
 def quarantine_slots(home: Home, broker: str, table: str) -> list[Slot]:
@@ -75,8 +84,23 @@ def role_of(table: str) -> Role:
     raise UsageError(f"there is no table {table!r}; there are {known}")
 
 
-def _slots(tree: Path, table: str) -> list[Slot]:
-    return [_slot(table, path) for path in sorted((tree / table).glob("p=*/[0-9]*.*"))]
+def _scan(table: str, paths: list[Path]) -> pl.LazyFrame:
+    role = role_of(table)
+    schema = table_schema(role)
+    return FORMATS[str(role.format)].scan(paths, schema) if paths else pl.LazyFrame(schema=schema)
+
+
+def _paths(tree: Path, table: str) -> list[Path]:
+    return sorted((tree / table).glob("p=*/[0-9]*.*"))
+
+
+def _partition_of(path: Path) -> int:
+    return int(path.parent.name.removeprefix("p="))
+
+
+def _slots(tree: Path, table: str, since: Mapping[int, int] | None = None) -> list[Slot]:
+    since = since or {}
+    return [_slot(table, path) for path in _paths(tree, table) if base_of(path) >= since.get(_partition_of(path), 0)]
 
 
 def _slot(table: str, path: Path) -> Slot:
@@ -90,7 +114,7 @@ def _slot(table: str, path: Path) -> Slot:
     return Slot(
         path=path,
         table=table,
-        partition=int(path.parent.name.removeprefix("p=")),
+        partition=_partition_of(path),
         base=base,
         next=end,
         rows=rows,
