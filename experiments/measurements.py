@@ -24,9 +24,9 @@ Levels = Mapping[str, Level]
 
 LINES: Final = "measurements.jsonl"
 TABLE: Final = "measurements.parquet"
-FAILED: Final = "failed"  # 1 for a trial that did not come to its end, with the reason as its note
-VOID: Final = "void"  # 1 for a trial whose numbers must not be used, with the reason as its note
-SKIPPED: Final = "skipped"  # 1 for a scene that could not run here, with the reason as its note
+FAILED: Final = "trial_failed"  # 1 for a trial that did not come to its end, with the reason as its note
+VOID: Final = "trial_void"  # 1 for a trial whose numbers must not be used, with the reason as its note
+SKIPPED: Final = "scene_skipped"  # 1 for a scene that could not run here, with the reason as its note
 
 SCHEMA: Final = pl.Schema(
     {  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from typing import Final
 
 from experiments.deep_dives.consumer_groups import CONSUMER_GROUPS
 from experiments.deep_dives.keys import KEYS
+from experiments.deep_dives.retention import RETENTION
 from experiments.deep_dives.retries import RETRIES
 
-_DIVES = (CONSUMER_GROUPS, KEYS, RETRIES)
+_DIVES = (CONSUMER_GROUPS, KEYS, RETENTION, RETRIES)
 DEEP_DIVES: Final = MappingProxyType({each.name: each for each in _DIVES})

@@ -162,7 +162,7 @@ def test_a_trial_that_hangs_is_cut_off_and_recorded(tmp_path: Path, monkeypatch:
 def test_a_scene_the_cluster_cannot_carry_is_skipped_once_with_its_reason(tmp_path: Path) -> None:
     scene = Scene("dice", "", rolls, DICE.scenes[0].factors, 1, needs=Needs(broker_control=True))
     done = run(Experiment("x", "", "", "", (scene,), DICE.claims, (), ""), home=Home(tmp_path), open_lab=open_nothing)
-    assert done.measured.troubles()["metric"].to_list() == ["skipped"]
+    assert done.measured.troubles()["metric"].to_list() == [measurements.SKIPPED]
     assert done.findings["verdict"].to_list() == ["unknown"]
 
 
@@ -172,7 +172,7 @@ def test_a_void_trial_is_kept_but_not_used(tmp_path: Path) -> None:
             place = Place("dice", number, 0, {"sides": 6})
             recorder.write(place, "pips", 3, "pips")
             if is_void:
-                recorder.write(place, "void", 1, "", note="3 records were lost")
+                recorder.write(place, measurements.VOID, 1, "", note="3 records were lost")
     measured = Measured(measurements.seal(tmp_path))
     assert measured.trials("dice").height == 1
     assert measured.trials("dice", with_void=True).height == 2
