@@ -1,0 +1,222 @@
+"""Every claim's judge, on synthetic measurements: it can hold, be refuted, and stay unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+import pytest
+
+from experiments import measurements
+from experiments.deep_dives import DEEP_DIVES
+from experiments.findings import Claim, Verdict, decide
+from experiments.measurements import Measured
+
+Row = Mapping[str, Any]
+# claim → scene, then for each kind of trial its factors, a metric that speaks for the claim, one that speaks against it
+Case = tuple[str, list[tuple[Row, Row, Row]]]
+
+CLEAN = {"lost": 0, "duplicated": 0, "reordered": 0}
+
+
+def one(scene: str, levels: Row, good: Row, bad: Row) -> Case:
+    return scene, [(levels, good, bad)]
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "keys": {
+        "entity-key-keeps-order": one("distribution", {"key": "vehicle"}, {"reordered": 0}, {"reordered": 3}),
+        "order-without-key": one("distribution", {"key": "none", "partitions": 6}, {"reordered": 0}, {"reordered": 3}),
+        "entity-key-spreads-evenly": one(
+            "distribution", {"key": "vehicle", "partitions": 6}, {"fullest": 1.05}, {"fullest": 1.3}
+        ),
+        "skew-makes-one-hot": (
+            "hot_partition",
+            [
+                ({"key": "skewed vehicle"}, {"hottest_lag": 900}, {"hottest_lag": 90}),
+                ({"key": "vehicle"}, {"hottest_lag": 80}, {"hottest_lag": 80}),
+            ],
+        ),
+        "hot-partition-spares-others": one(
+            "hot_partition",
+            {"key": "skewed vehicle"},
+            {"hottest_lag": 900, "other_lag": 9},
+            {"hottest_lag": 900, "other_lag": 600},
+        ),
+        "hot-partition-hurts-only-itself": one(
+            "hot_partition",
+            {"key": "skewed vehicle"},
+            {"hottest_lag": 900, "neighbour_lag": 9},
+            {"hottest_lag": 900, "neighbour_lag": 600},
+        ),
+        "sticky-makes-larger-batches": (
+            "sticky",
+            [
+                ({"sticky_ms": 10}, {"batch_size": 50}, {"batch_size": 5}),
+                ({"sticky_ms": 0}, {"batch_size": 5}, {"batch_size": 5}),
+            ],
+        ),
+        "same-key-same-partition-from-any-client": one(
+            "disagreement", {}, {"python_agrees": 1}, {"python_agrees": 0.2}
+        ),
+        "murmur2-agrees-with-java": one(
+            "disagreement", {}, {"python_murmur2_agrees": 1}, {"python_murmur2_agrees": 0.99}
+        ),
+        "one-more-partition-moves-few-keys": one(
+            "growth", {"partitions": 6, "grown_to": 7}, {"moved": 0.14}, {"moved": 0.86}
+        ),
+        "doubling-moves-half": one("growth", {"partitions": 6, "grown_to": 12}, {"moved": 0.5}, {"moved": 0.8}),
+    },
+    "consumer_groups": {
+        "auto-commit-is-exactly-once": one("crash", {"policy": "auto-commit"}, {"is_exact": 1}, {"is_exact": 0}),
+        "commit-before-work-never-doubles": one(
+            "crash", {"policy": "commit before work"}, {"duplicated": 0}, {"duplicated": 1}
+        ),
+        "commit-after-work-never-loses": one("crash", {"policy": "commit after work"}, {"lost": 0}, {"lost": 1}),
+        "surplus-members-are-idle": one(
+            "assignment", {"members": 4, "partitions": 3}, {"idle_members": 1}, {"idle_members": 2}
+        ),
+        "a-group-shares-evenly": one(
+            "hundred", {"groups": "one group"}, {"fewest": 30, "most": 37}, {"fewest": 26, "most": 38}
+        ),
+        "each-group-gets-a-copy": one(
+            "hundred", {"groups": "a group each", "records": 100}, {"fewest": 100}, {"fewest": 99}
+        ),
+        "a-shared-group-id-shows": one(
+            "silent_mistakes",
+            {"mistake": "one group id for all"},
+            {"share_read": 0.3, "complaints": 1},
+            {"share_read": 0.3, "complaints": 0},
+        ),
+        "cooperative-spares-what-stays": (
+            "rebalance",
+            [
+                ({"protocol": "classic, cooperative"}, {"stall_kept": 0.1}, {"stall_kept": 2}),
+                ({"protocol": "classic, eager"}, {"stall_kept": 1}, {"stall_kept": 1}),
+            ],
+        ),
+        "kip-848-is-faster": (
+            "rebalance",
+            [
+                ({"protocol": "consumer (KIP-848)"}, {"rebalance_time": 0.1}, {"rebalance_time": 2}),
+                ({"protocol": "classic, cooperative"}, {"rebalance_time": 1}, {"rebalance_time": 1}),
+            ],
+        ),
+        "failover-takes-a-session": one("failover", {"session_ms": 1000}, {"in_sessions": 1.1}, {"in_sessions": 5}),
+        "static-restart-is-quiet": one("restart", {"membership": "static"}, {"disturbances": 0}, {"disturbances": 2}),
+        "share-group-uses-all-members": one(
+            "sharing", {"kind": "share group", "members": 4}, {"busy_members": 4}, {"busy_members": 2}
+        ),
+        "share-group-keeps-order": one("sharing", {"kind": "share group"}, {"reordered": 0}, {"reordered": 9}),
+        "share-group-redelivers": one("redelivery", {}, {"lost": 0}, {"lost": 1}),
+    },
+    "retries": {
+        "retries-are-harmless": one(
+            "faults",
+            {"fault": "acknowledgements late", "producer": "5 in flight"},
+            {"duplicated": 0},
+            {"duplicated": 7},
+        ),
+        "idempotence-is-clean": one("faults", {"producer": "idempotent"}, CLEAN, CLEAN | {"duplicated": 1}),
+        "one-in-flight-suffices": one(
+            "faults",
+            {"fault": "acknowledgements late", "producer": "1 in flight"},
+            {"duplicated": 0},
+            {"duplicated": 7},
+        ),
+        "confirmed-is-kept": one("faults", {"producer": "no retries"}, {"lost": 0}, {"lost": 1}),
+        "delivery-timeout-is-kept": one(
+            "give_up", {"timeout_ms": 1000}, {"gave_up_after": 1.1}, {"gave_up_after": 2.1}
+        ),
+        "failed-means-not-written": one(
+            "give_up", {"timeout_ms": 1000}, {"arrived_all_the_same": 0}, {"arrived_all_the_same": 99}
+        ),
+        "in-place-retries-block-the-rest": (
+            "poison",
+            [
+                ({"strategy": "in place"}, {"delay_p95": 900}, {"delay_p95": 20}),
+                ({"strategy": "retry topic"}, {"delay_p95": 20}, {"delay_p95": 20}),
+            ],
+        ),
+        "retry-topic-keeps-order": one("poison", {"strategy": "retry topic"}, {"reordered": 0}, {"reordered": 4}),
+        "dead-letters-account-for-all": one("poison", {"strategy": "in place"}, CLEAN, CLEAN | {"lost": 1}),
+    },
+    "retention": {
+        "records-go-after-retention-ms": one("by_time", {}, {"overstay": 1.1}, {"overstay": 3}),
+        "overstay-is-bounded": one(
+            "by_time", {"retention_ms": 1000, "segment_ms": 250}, {"oldest_ever": 1.5}, {"oldest_ever": 9}
+        ),
+        "retention-bytes-bounds-disk": one("by_size", {}, {"peak_disk": 1.0}, {"peak_disk": 2.5}),
+        "compaction-leaves-one-value": one("compaction", {"policy": "compact"}, {"stale": 0}, {"stale": 3}),
+        "compaction-keeps-the-latest": one(
+            "compaction", {"policy": "compact"}, {"latest_kept": 1}, {"latest_kept": 0.99}
+        ),
+        "compact-and-delete-keeps-the-latest": one(
+            "compaction", {"policy": "compact,delete"}, {"latest_kept": 1}, {"latest_kept": 0}
+        ),
+        "offsets-are-never-renumbered": one(
+            "compaction", {"policy": "compact"}, {"removed": 0.5, "has_gaps": 1}, {"removed": 0.5, "has_gaps": 0}
+        ),
+        "a-late-reader-is-told": one("late_reader", {"reset": "earliest"}, {"was_told": 1}, {"was_told": 0}),
+        "reset-error-names-the-gap": one("late_reader", {"reset": "error"}, {"was_told": 1}, {"was_told": 0}),
+        "latest-misses-only-the-deleted": one(
+            "late_reader",
+            {"reset": "latest"},
+            {"missed": 100, "deleted_unread": 100},
+            {"missed": 300, "deleted_unread": 100},
+        ),
+        "connected-readers-lose-nothing": one("overtaken", {}, {"skipped": 0}, {"skipped": 5}),
+    },
+}
+
+
+def measured(case: Case, *, speaks_for: bool, repetitions: int) -> Measured:
+    scene, kinds = case
+    rows = [
+        {
+            "scene": scene,
+            "trial": repetition * len(kinds) + place,
+            "repetition": repetition,
+            "factors": json.dumps(levels or {"level": 1}),
+            "metric": metric,
+            "value": float(value),
+        }
+        for repetition in range(repetitions)
+        for place, (levels, good, bad) in enumerate(kinds)
+        for metric, value in (good if speaks_for else bad).items()
+    ]
+    frame = pl.DataFrame(rows, schema_overrides=measurements.SCHEMA)
+    return Measured(frame.with_columns(subject=pl.lit(None, pl.String)))
+
+
+def claims() -> list[Any]:
+    return [
+        pytest.param(name, claim, id=f"{name}: {claim.name}")
+        for name, dive in DEEP_DIVES.items()
+        for claim in dive.claims
+    ]
+
+
+@pytest.mark.parametrize(("dive", "claim"), claims())
+def test_a_claim_holds_is_refuted_or_stays_unknown_as_the_numbers_say(dive: str, claim: Claim) -> None:
+    case = CASES[dive][claim.name]
+    assert decide(claim, measured(case, speaks_for=True, repetitions=6)).verdict is Verdict.HOLDS
+    assert decide(claim, measured(case, speaks_for=False, repetitions=6)).verdict is Verdict.REFUTED
+    assert decide(claim, measured(case, speaks_for=True, repetitions=4)).verdict is Verdict.UNKNOWN
+    assert decide(claim, Measured(measurements.SCHEMA.to_frame())).verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("name", DEEP_DIVES)
+def test_a_deep_dive_says_all_that_its_page_needs(name: str) -> None:
+    dive = DEEP_DIVES[name]
+    assert len(dive.claims) >= 3
+    assert all(claim.source for claim in dive.claims)
+    assert len({claim.name for claim in dive.claims}) == len(dive.claims)
+    assert len(dive.use_cases.split()) > 60
+    assert dive.question.endswith("?")
+    assert dive.figures
+    assert dive.demand.startswith("D")
+    assert all(scene.columns for scene in dive.scenes)
+    assert set(CASES[name]) == {claim.name for claim in dive.claims}
