@@ -37,7 +37,7 @@ test: check ## check, then every test on real brokers
 	$(BIN)/python -m pytest
 
 bench: setup ## sink and transformer rates as ratios to a bare consumer, in one run
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m experiments.bench
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +26,7 @@ from streaming.codecs import CODECS
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
 
+LEAST_RECORDS: Final = 100_000
 _progress = Console(stderr=True, highlight=False)
 
 
@@ -52,7 +53,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--codec", choices=sorted(CODECS), default="json")
     parser.add_argument("--vehicles", type=_count, default=20, help="simulated vehicles (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.records < LEAST_RECORDS:
+        parser.error(f"--records {options.records:,}: at least {LEAST_RECORDS:,}, or the first poll takes most of them")
+    return options
 
 
 def _count(text: str) -> int:

@@ -83,15 +83,15 @@ class Bench:
     def round(self, repetition: int) -> Iterator[Run]:
         """One repetition on new topics."""
         prefix = f"{self.name}-{repetition}-"
-        for where in (prefix, BARE + prefix):
-            KafkaTransport(self.bootstrap_servers, prefix=where).create(_STREAMS, replication=3)
+        made = {prefix: _STREAMS, BARE + prefix: _STREAMS[:1]}
+        for where, streams in made.items():
+            KafkaTransport(self.bootstrap_servers, prefix=where).create(streams, replication=3)
         try:
             for contender in order(repetition):
                 yield self._measured(contender, repetition, prefix)
         finally:
-            _delete(
-                self.bootstrap_servers, [where + each.name for where in (prefix, BARE + prefix) for each in _STREAMS]
-            )
+            names = [where + each.name for where, streams in made.items() for each in streams]
+            _delete(self.bootstrap_servers, names)
 
     def _measured(self, contender: Contender, repetition: int, prefix: str) -> Run:
         folder = self.folder / f"{contender.name}-{repetition}"
