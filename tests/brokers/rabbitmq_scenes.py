@@ -153,4 +153,5 @@ class Killable:
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(30) == 0
+        # One that was just started may not listen to signals yet, and had nothing open then.
+        assert self.process.wait(30) in {0, -signal.SIGTERM}
