@@ -37,7 +37,10 @@ class Format(Protocol):
     may_be_empty: bool  # whether a slot without rows can carry a position
 
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:
-        """Write the whole file; the caller syncs and closes it."""
+        """Write the whole file; the caller syncs and closes it.
+
+        It is made in memory first: of a full disk polars would make an error of its own, without its number.
+        """
         ...
 
     def footer(self, path: Path) -> Footer:
@@ -58,7 +61,7 @@ class Parquet:
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:
         """See Format."""
         noted = {PREFIX + name: value for name, value in facts.items()}
-        whole = io.BytesIO()  # so that a full disk is an OSError: polars would make its own error of it
+        whole = io.BytesIO()
         table.write_parquet(whole, compression="zstd", compression_level=1, statistics=True, metadata=noted)
         file.write(whole.getbuffer())
 
@@ -95,7 +98,9 @@ class Csv:
 
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:  # noqa: ARG002
         """See Format."""
-        table.write_csv(file, datetime_format=_CSV_TIMES)
+        whole = io.BytesIO()
+        table.write_csv(whole, datetime_format=_CSV_TIMES)
+        file.write(whole.getbuffer())
 
     def footer(self, path: Path) -> Footer:
         """See Format."""
