@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from streaming.events import polars_schema
@@ -16,6 +17,16 @@ from streaming.topology import Role, stream
 
 GEOHASH_CHARACTERS: Final = 7
 _ALPHABET: Final = np.frombuffer(b"0123456789bcdefghjkmnpqrstuvwxyz", dtype=np.uint8)
+_SPREADING: Final = tuple(
+    (np.uint64(shift), np.uint64(kept))
+    for shift, kept in (
+        (16, 0x0000FFFF0000FFFF),
+        (8, 0x00FF00FF00FF00FF),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (2, 0x3333333333333333),
+        (1, 0x5555555555555555),
+    )
+)
 _HOUR: Final = pl.Datetime("us", "UTC")
 
 PLACE: Final = {
@@ -58,11 +69,11 @@ def geohash(latitude: pl.Series, longitude: pl.Series) -> pl.Series:
     y, x = _numbers(latitude), _numbers(longitude)
     is_known = (np.abs(y) <= 90) & (np.abs(x) <= 180)
     bits = 5 * GEOHASH_CHARACTERS
-    code = _interleaved(_cell(x, 180, is_known, (bits + 1) // 2), _cell(y, 90, is_known, bits // 2), bits)
+    east, north = _cell(x, 180, is_known, (bits + 1) // 2), _cell(y, 90, is_known, bits // 2)
+    code = _spread(east) | (_spread(north) << np.uint64(1))  # bits in turn, the highest and the lowest are the east's
     shifts = np.arange(bits - 5, -1, -5, dtype=np.uint64)
-    letters = _ALPHABET[((code[:, None] >> shifts) & np.uint64(31)).astype(np.intp)]
-    words = pl.Series(letters.view(f"S{GEOHASH_CHARACTERS}").ravel().tolist(), dtype=pl.Binary).cast(pl.String)
-    return pl.select(pl.when(pl.Series(is_known)).then(words)).to_series()
+    letters = _ALPHABET[((code[:, None] >> shifts) & np.uint64(31)).astype(np.uint8)]
+    return pl.select(pl.when(pl.Series(is_known)).then(_words(letters))).to_series()
 
 
 def _added(role: Role) -> dict[str, tuple[pl.DataType, str]]:
@@ -80,11 +91,16 @@ def _cell(values: NDArray[np.float64], bound: float, is_known: NDArray[np.bool_]
     return np.asarray(np.minimum(np.floor(share * 2**bits), 2**bits - 1), dtype=np.uint64)
 
 
-def _interleaved(even: NDArray[np.uint64], odd: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """The bits of two numbers in turn, beginning with the highest of `even`."""
-    code = np.zeros(len(even), dtype=np.uint64)
-    for place in range(bits):
-        source, width = (even, (bits + 1) // 2) if place % 2 == 0 else (odd, bits // 2)
-        bit = (source >> np.uint64(width - 1 - place // 2)) & np.uint64(1)
-        code = (code << np.uint64(1)) | bit
-    return code
+def _spread(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The bits of numbers below 2**32 with a zero above each."""
+    for shift, kept in _SPREADING:
+        number = (number | (number << shift)) & kept
+    return number
+
+
+def _words(letters: NDArray[np.uint8]) -> pl.Series:
+    """Each row of ASCII letters as a string, without a Python object for it."""
+    rows, characters = letters.shape
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * characters)
+    text = pa.py_buffer(np.ascontiguousarray(letters))
+    return pl.Series(pa.LargeStringArray.from_buffers(rows, ends, text), dtype=pl.String)
