@@ -51,7 +51,10 @@ class Sized(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """What is varied, or held: a factor of one level is a fixed setting, and can be overridden like any other."""
+    """What is varied, or held: a factor of one level is a fixed setting, and can be overridden like any other.
+
+    No level in a preset leaves the scene out of it.
+    """
 
     name: str
     says: str

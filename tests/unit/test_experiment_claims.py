@@ -169,6 +169,46 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "connected-readers-lose-nothing": one("overtaken", {}, {"skipped": 0}, {"skipped": 5}),
     },
+    "replication": {
+        "copies-cost-less-than-half": (
+            "cost",
+            [
+                ({"acks": "all", "replication": 3, "partitions": 1}, {"rate": 80}, {"rate": 20}),
+                ({"acks": "all", "replication": 1, "partitions": 1}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "acks-1-answers-sooner": (
+            "cost",
+            [
+                ({"acks": "all", "replication": 3}, {"wait_p50": 3}, {"wait_p50": 1}),
+                ({"acks": "1", "replication": 3}, {"wait_p50": 1}, {"wait_p50": 1}),
+            ],
+        ),
+        "partitions-bring-rate": (
+            "cost",
+            [
+                ({"acks": "all", "replication": 3, "partitions": 12}, {"rate": 200}, {"rate": 90}),
+                ({"acks": "all", "replication": 3, "partitions": 1}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "acks-1-survives": one("lagging", {"acks": "1"}, {"lost": 0}, {"lost": 9}),
+        "acks-all-survives": one("lagging", {"acks": "all"}, {"lost": 0}, {"lost": 9}),
+        "three-copies-survive-one": one(
+            "survival", {"replication": 3, "min_insync": 2, "deaths": 1}, {"is_written": 1}, {"is_written": 0}
+        ),
+        "n-copies-survive-all-but-one": one(
+            "survival", {"replication": 3, "min_insync": 1, "deaths": 2}, {"is_written": 1}, {"is_written": 0}
+        ),
+        "two-copies-both-required": one(
+            "survival", {"replication": 2, "min_insync": 2, "deaths": 1}, {"is_written": 1}, {"is_written": 0}
+        ),
+        "kills-lose-nothing-confirmed": one("survival", {"replication": 3}, {"lost": 0}, {"lost": 1}),
+        "unclean-election-keeps-confirmed": one("unclean", {"unclean_election": "true"}, {"lost": 0}, {"lost": 9}),
+        "clean-election-waits": one(
+            "unclean", {"unclean_election": "false"}, {"lost": 0, "is_available": 0}, {"lost": 0, "is_available": 1}
+        ),
+        "two-maps-a-copy": one("footprint", {}, {"memory_mapped": 2.0}, {"memory_mapped": 0.5}),
+    },
 }
 
 
