@@ -118,7 +118,7 @@ class AvroCodec:
                 records.append(self._datum(values[place]))
                 kept.append(place)
             except _NO_DATUM as error:
-                rejections.append(Rejection(place, (str(error) or type(error).__name__)[:_REASON_CHARACTERS]))
+                rejections.append(Rejection(place, _reason(error)))
         return kept, pl.DataFrame(records, schema=self._wire, orient="row")
 
     def _datum(self, value: bytes) -> Any:
@@ -128,6 +128,13 @@ class AvroCodec:
         if body.tell() != len(value):
             raise ValueError(f"{len(value) - body.tell()} bytes behind the datum")
         return record
+
+
+def _reason(error: Exception) -> str:
+    """The same for the same payload: the library's own words for an early end name an address in memory."""
+    if isinstance(error, EOFError):
+        return "the payload ends within the datum"
+    return (str(error) or type(error).__name__)[:_REASON_CHARACTERS]
 
 
 def _empty_container(parsed: Any) -> bytes:
