@@ -37,9 +37,14 @@ class Audit:
     is_full: bool
 
 
+def unaudited_rows(home: Home, broker: str, table: str, extent: Extent) -> int:
+    """How many rows of an extent the next audit would have to read."""
+    return extent.rows - _recall(_memory(home, broker, table))[0].rows
+
+
 def audit(home: Home, broker: str, table: str, *, full: bool = False) -> Audit:
     """Audit a table from where the last audit ended, or from its first slot, and remember how far it came."""
-    memory = home.tables / broker / "audits" / f"{table}.json"
+    memory = _memory(home, broker, table)
     known, identities, duplicates = (NOTHING, Identities(), 0) if full else _recall(memory)
     growth = look(home, broker, table, known)
     if growth.is_afresh:
@@ -74,6 +79,10 @@ def _identities_of(chosen: Sequence[Slot]) -> Iterator[pl.DataFrame]:
 
 def _read(portion: Sequence[Slot]) -> pl.DataFrame:
     return scan_slots(portion).select(ORIGIN).filter(pl.col("sequence") != MARK).collect()
+
+
+def _memory(home: Home, broker: str, table: str) -> Path:
+    return home.tables / broker / "audits" / f"{table}.json"
 
 
 def _recall(memory: Path) -> tuple[Extent, Identities, int]:

@@ -112,6 +112,7 @@ def _sheet(title: str, panels: int) -> tuple[Figure, list[Axes]]:
     axes = figure.subplots(1, panels, width_ratios=widths, squeeze=False)[0]
     for ax in axes:
         ax.tick_params(colors="#78909c", labelsize=8)
+        ax.locator_params(nbins=6)
         ax.grid(color="#eceff1", linewidth=0.8)
         ax.set_axisbelow(True)
         ax.spines[:].set_visible(False)
@@ -134,7 +135,9 @@ def _draw_panel(
         where = _kilometres(begun.filter(kind=kind), "", north, east)
         ax.scatter(*where, marker=marker, s=34, color=colour, edgecolors="white", linewidths=0.6, zorder=4)
     _name_vehicles(ax, steps, north, east)
-    ax.set_title(f"{panel}: {steps['vehicle'].n_unique()} vehicles", fontsize=11, color=INK, loc="left")
+    count = steps["vehicle"].n_unique()
+    title = f"{panel}: {count} vehicle{'s' * (count != 1)}"
+    ax.set_title(title, fontsize=11, color=INK, loc="left")
     ax.set_xlabel(f"km east of {east:.3f}°", color="#546e7a", fontsize=9)
     ax.set_ylabel(f"km north of {north:.3f}°", color="#546e7a", fontsize=9)
     ax.set_aspect("equal", adjustable="datalim")
@@ -164,7 +167,8 @@ def _name_vehicles(ax: Axes, steps: pl.DataFrame, north: float, east: float) -> 
     x, y = _kilometres(last, "", north, east)
     ax.scatter(x, y, s=16, color="white", edgecolors=INK, linewidths=0.9, zorder=5)
     for name, left, up in zip(last["vehicle"], x, y, strict=True):
-        ax.annotate(name, (left, up), (4, -8), textcoords="offset points", fontsize=6.5, color="#455a64", zorder=6)
+        short = name.removeprefix("vehicle-")
+        ax.annotate(short, (left, up), (4, -8), textcoords="offset points", fontsize=7, color="#455a64", zorder=6)
 
 
 def _draw_legend(figure: Figure, begun: pl.DataFrame) -> None:

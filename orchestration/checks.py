@@ -5,7 +5,7 @@ everything. Where there is nothing to judge yet (no whole minute of a vehicle, n
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import dagster as dg
@@ -51,7 +51,7 @@ def quarantine_empty(account: Audit) -> Result:
 def fresh(account: Audit) -> Result:
     """The newest commit is less than ten minutes old: this stream never rests while the lab is up."""
     age_s = time.time() - account.extent.committed_at
-    return age_s < STALE_AFTER.total_seconds(), {"age_s": round(age_s, 1), "limit_s": STALE_AFTER.total_seconds()}
+    return age_s < STALE_AFTER.total_seconds(), {"age_s": round(age_s, 1)}
 
 
 def ten_hz(home: Home, table: str) -> Result | None:
@@ -79,6 +79,25 @@ OF_ACCOUNT: Final[dict[str, Callable[[Audit], Result]]] = {
 WARNINGS: Final = frozenset({"quarantine_empty", "fresh"})
 
 
+def judged(home: Home, role: Role, account: Audit, names: Iterable[str] | None = None) -> Iterator[dg.AssetCheckResult]:
+    """The results of a table's checks (all, or some) on an audit; none for what can't be judged yet."""
+    table = str(role.table)
+    if not account.extent.files and not account.gaps:
+        return  # nothing has ever landed
+    for name in sorted(_asked(role) if names is None else names):
+        result = ten_hz(home, table) if name == ten_hz.__name__ else OF_ACCOUNT[name](account)
+        if result is None:
+            continue
+        passed, metadata = result
+        yield dg.AssetCheckResult(
+            asset_key=table_key(table),
+            check_name=name,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN if name in WARNINGS else dg.AssetCheckSeverity.ERROR,
+            metadata={**metadata, "slots_read": account.read, "is_full": account.is_full},
+        )
+
+
 def checks_of(role: Role) -> dg.AssetChecksDefinition:
     """The checks of a sink's table, as one step: they share one reading of the new slots."""
     table = str(role.table)
@@ -89,22 +108,7 @@ def checks_of(role: Role) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, config: CheckConfig, home: dg.ResourceParam[Home]
     ) -> Iterator[dg.AssetCheckResult]:
         account = audit(home, BROKER, table, full=config.full)
-        if not account.extent.files and not account.gaps:
-            context.log.info("nothing has landed in %s yet: there is nothing to judge", table)
-            return
-        for key in sorted(context.selected_asset_check_keys):
-            result = ten_hz(home, table) if key.name == ten_hz.__name__ else OF_ACCOUNT[key.name](account)
-            if result is None:
-                context.log.info("%s: no vehicle has a whole minute yet", key.name)
-                continue
-            passed, metadata = result
-            yield dg.AssetCheckResult(
-                asset_key=key.asset_key,
-                check_name=key.name,
-                passed=passed,
-                severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS else dg.AssetCheckSeverity.ERROR,
-                metadata={**metadata, "slots_read": account.read, "is_full": account.is_full},
-            )
+        yield from judged(home, role, account, [key.name for key in context.selected_asset_check_keys])
 
     return check
 

@@ -14,7 +14,7 @@ from orchestration.checks import all_checks
 from orchestration.jobs import check_sinks, forget_old_runs, refresh
 from orchestration.resources import Figures, Summaries, WarehouseTables, lab_home
 from orchestration.schedules import hourly_forgetting, hourly_full_check
-from orchestration.sensors import landed, topics
+from orchestration.sensors import flowing, landed
 from orchestration.specs import external_assets
 
 
@@ -26,7 +26,7 @@ def defs() -> dg.Definitions:
         asset_checks=all_checks(),
         jobs=[refresh, check_sinks, forget_old_runs],
         schedules=[hourly_full_check, hourly_forgetting],
-        sensors=[landed, topics],
+        sensors=[landed, flowing],
         resources={
             "home": lab_home,
             "warehouse": WarehouseTables(home=lab_home),

@@ -1,7 +1,7 @@
 """What Dagster runs: small jobs, each in one process.
 
-`refresh` makes the summaries and checks what is new; `check_sinks` checks everything from the first slot;
-`forget_old_runs` keeps Dagster's own storage bounded.
+`refresh` makes the summaries; `check_sinks` checks everything from the first slot (what is new is checked by the sensor
+that reports it); `forget_old_runs` keeps Dagster's own storage bounded.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -17,17 +17,16 @@ REFRESH: Final = "refresh"
 CHECK_SINKS: Final = "check_sinks"
 KEPT: Final = timedelta(days=2)
 AT_ONCE: Final = 500
-_SINK_CHECKS: Final = dg.AssetSelection.checks_for_assets(*(table_key(str(role.table)) for role in SINKS))
 
 refresh: Final = dg.define_asset_job(
     REFRESH,
-    selection=dg.AssetSelection.groups("summaries") | _SINK_CHECKS,
-    description="Makes the summaries anew and checks the slots that have landed since the last check.",
+    selection=dg.AssetSelection.groups("summaries"),
+    description="Makes the summaries anew from what has landed.",
     executor_def=dg.in_process_executor,
 )
 check_sinks: Final = dg.define_asset_job(
     CHECK_SINKS,
-    selection=_SINK_CHECKS,
+    selection=dg.AssetSelection.checks_for_assets(*(table_key(str(role.table)) for role in SINKS)),
     config=dg.RunConfig(ops={check_op(role): CheckConfig(full=True) for role in SINKS}),
     description="Checks every table from its first slot on.",
     executor_def=dg.in_process_executor,

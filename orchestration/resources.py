@@ -12,6 +12,7 @@ from typing import Any, Final
 import dagster as dg
 import polars as pl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from assets.keys import BROKER
 from assets.store import Summary, replacing, summary_path, write_summary
@@ -65,7 +66,7 @@ class Figures(dg.ConfigurableIOManager):
     home: dg.ResourceDependency[Home]
 
     def handle_output(self, context: dg.OutputContext, obj: Figure) -> None:
-        """Replace the figure's file; a smaller copy goes into Dagster if the figure is large."""
+        """Replace the figure's file, and show it."""
         path = summary_path(self.home, context.asset_key.path[-1], "png")
         image = png(obj)
         with replacing(path) as scratch:
@@ -85,12 +86,13 @@ class Figures(dg.ConfigurableIOManager):
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as an image, as fine as the limit allows."""
+    """The figure as an image of 255 colours, as fine as the limit allows."""
     image = b""
     for dots in _DOTS_PER_INCH:
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=dots)
-        image = file.getvalue()
+        drawn, reduced = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dots)
+        Image.open(drawn).convert("RGB").quantize(255).save(reduced, format="png", optimize=True)
+        image = reduced.getvalue()
         if len(image) * 4 // 3 <= FIGURE_LIMIT_BYTES:
             break
     return image

@@ -1,30 +1,31 @@
-"""What Dagster is told of what has landed: two sensors that look, count on from their cursor, and report.
+"""What Dagster is told of the flow: sensors that look, count on from their cursor, and report what has grown.
 
-Invariant: a report says only what is committed. `landed` reads files, so it works without a broker, and a row is
-counted once whatever restarts. A table that has grown is reported at once while it is small, and every few minutes when
-a report would change little: Dagster keeps each report for good.
+Invariant: a report says only what is committed, and a row is counted once whatever restarts. A report of a table brings
+its checks' results with it, for Dagster shows a check's result only as long as nothing newer was reported. What has
+grown is reported at once while that changes much, and every few minutes afterwards: Dagster keeps each report for good.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 
+from assets.audit import audit, unaudited_rows
 from assets.chains import Extent, gaps, look
 from assets.keys import BROKER, stream_key, table_key
+from orchestration.checks import fresh, judged
 from orchestration.jobs import REFRESH
-from orchestration.specs import SINKS, TOPICS
+from orchestration.specs import GENERATORS, NEVER_RESTING, SINKS, STALE_AFTER, TOPICS, generator_key
 from sinks.reader import bases, slots
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
 from streaming.lab import Lab
-from streaming.topology import Role
+from streaming.topology import Role, Stream
 from streaming.transports.kafka import KafkaTransport
 
 TICK_S: Final = 20
@@ -32,6 +33,7 @@ BROKER_TIMEOUT_S: Final = 3.0
 GROWTH: Final = 0.01  # what a report must add to be worth it at once
 REPORT_AFTER_S: Final = 300.0  # what any growth is reported after
 REFRESH_AFTER_S: Final = 120.0
+AUDITED_ROWS: Final = 2_000_000  # more than a tick has time for: the next refresh audits them
 _UNFINISHED: Final = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -39,67 +41,89 @@ _UNFINISHED: Final = [
     dg.DagsterRunStatus.STARTED,
 ]
 
+Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+Notes = dict[str, Any]  # what a sensor has reported of each name, as JSON can hold it
+
 
 @dg.sensor(
     job_name=REFRESH,
     minimum_interval_seconds=TICK_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Reports each table that has grown, and has the summaries made anew when the last time is a while ago.",
+    description="Reports each table that has grown, with its checks; has the summaries made anew at most every 2 min.",
 )
 def landed(context: dg.SensorEvaluationContext, home: dg.ResourceParam[Home]) -> dg.SensorResult | dg.SkipReason:
-    """One AssetMaterialization for each table with news; a run of `refresh` at most every two minutes."""
-    cursor = json.loads(context.cursor or "{}")
-    known: dict[str, Any] = cursor.setdefault("tables", {})
-    now = time.time()
-    events = [event for role in SINKS if (event := _news(home, role, known, now))]
+    """One AssetMaterialization for each table with news, and at most one run of `refresh`."""
+    cursor: Notes = json.loads(context.cursor or "{}")
+    known, now = cursor.setdefault("tables", {}), time.time()
+    events = [event for role in SINKS for event in _news(context, home, role, known, now)]
     requests = list(_refresh(context, cursor, now))
     if not events and not requests:
         return dg.SkipReason("nothing has landed since the last report")
     return dg.SensorResult(asset_events=events, run_requests=requests, cursor=json.dumps(cursor))
 
 
-def _news(home: Home, role: Role, known: dict[str, Any], now: float) -> dg.AssetMaterialization | None:
-    """The report of a table, if it is due; notes in `known` what it says."""
+def _news(context: dg.SensorEvaluationContext, home: Home, role: Role, known: Notes, now: float) -> Iterator[Event]:
+    """A table's report, if there is one to make; notes in `known` what was said."""
     table = str(role.table)
-    before = known.get(table, {"extent": {}, "reported_at": 0.0})
-    reported = Extent.load(before["extent"])
+    note = known.get(table, {"extent": {}, "at": 0.0, "is_stale": False})
+    reported = Extent.load(note["extent"])
     extent = look(home, BROKER, table, reported).extent
-    if not _is_due(extent, reported, now - before["reported_at"]):
-        return None
-    known[table] = {"extent": extent.dump(), "reported_at": now}
+    is_stale = bool(extent.files) and now - extent.committed_at > STALE_AFTER.total_seconds()
+    if extent.version != reported.version and _is_due(extent.rows, reported.rows, now - note["at"]):
+        known[table] = {"extent": extent.dump(), "at": now, "is_stale": is_stale}
+        yield _table_report(home, table, extent, reported)
+        yield from _check_report(context, home, role, extent)
+    elif is_stale != note["is_stale"] and role.reads[0] in NEVER_RESTING:
+        known[table] = {**note, "is_stale": is_stale}
+        yield from _check_report(context, home, role, extent, [fresh.__name__])
+
+
+def _is_due(count: int, reported: int, age_s: float) -> bool:
+    return age_s >= REPORT_AFTER_S or abs(count - reported) >= GROWTH * reported
+
+
+def _table_report(home: Home, table: str, extent: Extent, reported: Extent) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         table_key(table),
-        metadata={**_numbers(home, table, extent), "new_rows": extent.rows - reported.rows},
+        metadata={
+            "dagster/row_count": extent.rows,
+            "new_rows": extent.rows - reported.rows,
+            "files": extent.files,
+            "size_bytes": extent.size_bytes,
+            "gaps": len(gaps(home, BROKER, table, extent)),
+            "newest_commit": dg.MetadataValue.timestamp(datetime.fromtimestamp(extent.committed_at, UTC)),
+            "next_offsets": {str(partition): chain.next for partition, chain in sorted(extent.chains.items())},
+            "dagster/uri": (home.warehouse(BROKER) / table).as_uri(),
+        },
         tags={"dagster/data_version": extent.version},
     )
 
 
-def _is_due(extent: Extent, reported: Extent, age_s: float) -> bool:
-    if extent.version == reported.version or not extent.files:
-        return False
-    return age_s >= REPORT_AFTER_S or abs(extent.rows - reported.rows) >= GROWTH * reported.rows
+def _check_report(
+    context: dg.SensorEvaluationContext, home: Home, role: Role, extent: Extent, names: Iterable[str] | None = None
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """The results of the table's checks, as far as they can be had within a tick."""
+    table = str(role.table)
+    if unaudited_rows(home, BROKER, table, extent) > AUDITED_ROWS:
+        context.log.info("%s: too much for a tick, the next refresh audits it", table)
+        return
+    for result in judged(home, role, audit(home, BROKER, table), names):
+        yield dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(table_key(table)),
+            check_name=str(result.check_name),
+            passed=result.passed,
+            metadata=result.metadata,
+            severity=result.severity,
+        )
 
 
-def _numbers(home: Home, table: str, extent: Extent) -> dict[str, Any]:
-    return {
-        "dagster/row_count": extent.rows,
-        "files": extent.files,
-        "size_bytes": extent.size_bytes,
-        "next_offsets": {str(partition): chain.next for partition, chain in sorted(extent.chains.items())},
-        "gaps": len(gaps(home, BROKER, table, extent)),
-        "newest_commit": dg.MetadataValue.timestamp(datetime.fromtimestamp(extent.committed_at, UTC)),
-        "dagster/uri": (home.warehouse(BROKER) / table).as_uri(),
-    }
-
-
-def _refresh(context: dg.SensorEvaluationContext, cursor: dict[str, Any], now: float) -> Iterable[dg.RunRequest]:
-    """A run of `refresh` if tables were reported since the last, that was a while ago and none is on its way."""
-    versions = {table: Extent.load(seen["extent"]).version for table, seen in sorted(cursor["tables"].items())}
+def _refresh(context: dg.SensorEvaluationContext, cursor: Notes, now: float) -> Iterator[dg.RunRequest]:
+    """A run of `refresh` if there were reports since the last, that was a while ago, and none is on its way."""
+    versions = {table: Extent.load(note["extent"]).version for table, note in sorted(cursor["tables"].items())}
     last = cursor.get("refresh", {"versions": {}, "at": 0.0})
     if versions == last["versions"] or now - last["at"] < REFRESH_AFTER_S:
         return
-    filters = dg.RunsFilter(job_name=REFRESH, statuses=_UNFINISHED)
-    if context.instance.get_run_records(filters, limit=1):
+    if context.instance.get_run_records(dg.RunsFilter(job_name=REFRESH, statuses=_UNFINISHED), limit=1):
         return
     cursor["refresh"] = {"versions": versions, "at": now}
     yield dg.RunRequest(run_key="-".join(versions.values()))
@@ -108,72 +132,75 @@ def _refresh(context: dg.SensorEvaluationContext, cursor: dict[str, Any], now: f
 @dg.sensor(
     minimum_interval_seconds=TICK_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Reports each topic's end offsets and rate, and how far behind its sinks are.",
-    target=None,
+    description="Reports what generators have sent, each topic's ends and pace, and how far behind its sinks are.",
 )
-def topics(context: dg.SensorEvaluationContext, home: dg.ResourceParam[Home]) -> dg.SensorResult | dg.SkipReason:
-    """One AssetObservation for each topic that has moved; skips while no broker answers."""
+def flowing(context: dg.SensorEvaluationContext, home: dg.ResourceParam[Home]) -> dg.SensorResult | dg.SkipReason:
+    """One AssetMaterialization for each generator and topic that has moved; without a broker, for generators only."""
+    known: Notes = json.loads(context.cursor or "{}")
+    events = [event for role in GENERATORS if (event := _generator_report(home, role, known))]
     lab = Lab.load(home)
-    known: dict[str, Any] = json.loads(context.cursor or "{}")
     try:
         transport = KafkaTransport(lab.kafka, timeout_s=BROKER_TIMEOUT_S)
-        seen = {stream.name: Seen.now(transport, stream.name) for stream in TOPICS}
+        events += [event for stream in TOPICS if (event := _topic_report(home, lab, transport, stream, known))]
     except StreamgaugeError as error:
-        return dg.SkipReason(f"the topics can't be looked at: {error}")
-    events = [event for name, each in seen.items() if (event := _observation(home, lab, name, each, known))]
+        context.log.warning("the topics can't be looked at: %s", error)
+        if not events:
+            return dg.SkipReason(f"the topics can't be looked at: {error}")
     if not events:
-        return dg.SkipReason("no topic has moved")
+        return dg.SkipReason("nothing has moved since the last report")
     return dg.SensorResult(asset_events=events, cursor=json.dumps(known))
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A topic's ends at a moment. Ends count offsets; control records of transactions have offsets, too."""
-
-    at: float
-    ends: Mapping[int, int]
-    held: int  # offsets between the oldest record kept and the ends
-
-    @classmethod
-    def now(cls, transport: KafkaTransport, stream: str) -> Seen:
-        """Ask the broker. StreamgaugeError when it does not answer, or does not know the topic."""
-        extents = transport.extents(stream)
-        return cls(
-            time.time(),
-            {partition: extent.high for partition, extent in extents.items()},
-            sum(extent.high - extent.low for extent in extents.values()),
-        )
-
-    @property
-    def total(self) -> int:
-        """All partitions' ends together."""
-        return sum(self.ends.values())
-
-
-def _observation(home: Home, lab: Lab, name: str, seen: Seen, known: dict[str, Any]) -> dg.AssetObservation | None:
-    before = known.get(name)
-    if before and not _has_moved(seen, before):
+def _generator_report(home: Home, role: Role, known: Notes) -> dg.AssetMaterialization | None:
+    """What the generator's process says of itself; None when it says nothing new."""
+    try:
+        said = json.loads((home.run / f"{role.name}.json").read_bytes())
+    except (OSError, ValueError):
         return None
-    known[name] = {"at": seen.at, "total": seen.total}
-    pace = {"offsets_per_s": (seen.total - before["total"]) / (seen.at - before["at"])} if before else {}
-    return dg.AssetObservation(
-        stream_key(name),
+    if not _moved(known, role.name, said["committed"], said["written_at"]):
+        return None
+    return dg.AssetMaterialization(
+        generator_key(role),
         metadata={
-            "end_offsets": {str(partition): end for partition, end in sorted(seen.ends.items())},
-            "end_offsets_sum": seen.total,
-            "offsets_held": seen.held,
-            **pace,
-            **{f"lag of {role.name}": lag(home, role, seen.ends) for role in SINKS if name in role.reads},
-            "dagster/uri": f"kafka://{lab.kafka}/{name}",
+            "records_sent": said["records"],
+            "records_confirmed": said["committed"],
+            "records_per_s": said["rate_hz"],
+            "process_started": dg.MetadataValue.timestamp(said["started_at"]),
         },
-        tags={"dagster/data_version": str(seen.total)},
     )
 
 
-def _has_moved(seen: Seen, before: Mapping[str, Any]) -> bool:
-    moved: int = abs(seen.total - before["total"])
-    is_much: bool = moved >= GROWTH * before["total"] or seen.at - before["at"] >= REPORT_AFTER_S
-    return moved > 0 and is_much
+def _topic_report(
+    home: Home, lab: Lab, transport: KafkaTransport, stream: Stream, known: Notes
+) -> dg.AssetMaterialization | None:
+    """Offsets count control records of transactions and marks, too: they are no numbers of rows."""
+    at, extents = time.time(), transport.extents(stream.name)
+    ends = {partition: extent.high for partition, extent in sorted(extents.items())}
+    before, total = known.get(stream.name), sum(ends.values())
+    if not _moved(known, stream.name, total, at):
+        return None
+    pace = {"offsets_per_s": round((total - before["count"]) / (at - before["at"]), 2)} if before else {}
+    return dg.AssetMaterialization(
+        stream_key(stream.name),
+        metadata={
+            **pace,
+            "end_offsets_sum": total,
+            "offsets_held": total - sum(extent.low for extent in extents.values()),
+            **{f"lag of {role.name}": lag(home, role, ends) for role in SINKS if stream.name in role.reads},
+            "end_offsets": {str(partition): end for partition, end in ends.items()},
+            "dagster/uri": f"kafka://{lab.kafka}/{stream.name}",
+        },
+        tags={"dagster/data_version": str(total)},
+    )
+
+
+def _moved(known: Notes, name: str, count: int, at: float) -> bool:
+    """Whether a count is worth a report now; if so, it is noted as reported."""
+    before = known.get(name, {"count": 0, "at": 0.0})
+    if count == before["count"] or not _is_due(count, before["count"], at - before["at"]):
+        return False
+    known[name] = {"count": count, "at": at}
+    return True
 
 
 def lag(home: Home, role: Role, ends: Mapping[int, int]) -> int:
