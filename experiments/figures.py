@@ -101,12 +101,13 @@ def points_and_medians(axes: Axes, frame: pl.DataFrame, x: str, y: str, colour: 
 def bars(
     axes: Axes,
     labels: Sequence[str],
-    groups: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float | None]],
     colours: Sequence[str] | str = BLUE,
     *,
     form: str = "{:.3g}",
 ) -> None:
     """Horizontal bars of medians from top to bottom, each repetition as a dot, the median written at the bar's end."""
+    groups = [[value for value in each if value is not None] for each in values]
     places = np.arange(len(labels))[::-1]
     medians = [float(np.median(group)) if len(group) else 0.0 for group in groups]
     axes.barh(places, medians, color=colours, height=0.62, alpha=0.85, zorder=2)

@@ -471,7 +471,7 @@ REPLICATION = Experiment(
                 factor("min_insync", "min.insync.replicas", (2,), (1, 2)),
                 factor("deaths", "brokers killed", (1,), (1, 2)),
                 fixed("records", "confirmed before", 200, 500),
-                fixed("patience_s", "for a new record", 4.0, 5.0),
+                fixed("patience_s", "for a new record", 6.0, 8.0),
             ),
             keep=_is_telling,
             trial_s=9.0,

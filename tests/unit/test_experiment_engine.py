@@ -94,6 +94,7 @@ DICE = Experiment(
                 fixed("table", "what it lands on", "wood"),
             ),
             trial_s=0.01,
+            columns=("pips",),
             repetitions=Sized(1, 5, 10),
         ),
     ),

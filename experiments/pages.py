@@ -1,0 +1,159 @@
+"""A deep dive's page in the documentation, written from a run's tables: question, method, tables, figures, findings.
+
+Invariant: no number on a page is typed by hand; whatever is said of the measurements comes from the measurements.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from experiments.experiment import Experiment, Scene
+from experiments.measurements import Measured, NotMeasured
+from experiments.run import Run
+from experiments.statistics import median_interval
+
+_NAMES_OF_THE_RUN = ("group.id",)
+SIGNS = {"holds": "✔ holds", "refuted": "✘ refuted", "unknown": "? unknown"}
+
+
+def write(experiment: Experiment, run: Run, folder: Path) -> Path:
+    """Write <folder>/<experiment>.md with its figures beside it, and return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = folder / "figures"
+    pictures.mkdir(exist_ok=True)
+    for path in run.figures:
+        shutil.copyfile(path, pictures / f"{experiment.name}-{path.name}")
+    page = folder / f"{experiment.name}.md"
+    page.write_text(render(experiment, run), encoding="utf-8")
+    return page
+
+
+def render(experiment: Experiment, run: Run) -> str:
+    """The page as Markdown."""
+    measured, stamp = run.measured, run.provenance
+    parts = [
+        f"# {experiment.title}",
+        _origin(experiment, stamp),
+        f"## Question\n\n{experiment.question}",
+        "## Findings\n\n" + _findings(run.findings),
+        *_pictures(experiment, run),
+        "## Method and measurements\n\n" + "\n\n".join(_scene(scene, measured) for scene in experiment.scenes),
+        f"## Effective use\n\n{experiment.use_cases}",
+        "## The run\n\n" + _machine(stamp) + _troubles(measured),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(experiment: Experiment, stamp: dict[str, Any]) -> str:
+    again = f"streamgauge experiment run {experiment.name} --preset {stamp['preset']} --seed {stamp['seed']}"
+    return f"Demand {experiment.demand}. Written by code from run `{stamp['run_id']}`; again with `{again}`."
+
+
+def _findings(findings: pl.DataFrame) -> str:
+    rows = findings.iter_rows(named=True)
+    cells = [[SIGNS[row["verdict"]], f"{row['text']} *({row['source']})*", row["says"]] for row in rows]
+    return _table(["", "claim", "measured"], cells)
+
+
+def _pictures(experiment: Experiment, run: Run) -> list[str]:
+    drawn = {path.stem for path in run.figures}
+    shown = [figure for figure in experiment.figures if figure.name in drawn]
+    return [f"![{each.caption}](figures/{experiment.name}-{each.name}.png)\n\n*{each.caption}*" for each in shown]
+
+
+def _scene(scene: Scene, measured: Measured) -> str:
+    parts = [f"### {scene.name.replace('_', ' ').capitalize()}\n\n{scene.method}"]
+    try:
+        frame = measured.trials(scene.name, with_void=scene.allows_loss)
+    except NotMeasured:
+        return parts[0] + "\n\nNot measured in this run."
+    known = [each.name for each in scene.factors if each.name in frame.columns]
+    varied = [name for name in known if frame[name].n_unique() > 1]
+    held = ", ".join(f"{name} = {frame[name][0]}" for name in known if name not in varied)
+    parts.append(f"Trials: {frame.height}, repetitions: {frame['repetition'].n_unique()}. Held: {held or 'nothing'}.")
+    parts.append(summary(scene, frame, varied, measured.units(scene.name)))
+    return "\n\n".join(parts)
+
+
+def summary(scene: Scene, frame: pl.DataFrame, varied: Sequence[str], units: dict[str, str]) -> str:
+    """Median and 95 % interval of the scene's columns for each design."""
+    metrics = [each for each in scene.columns if each in frame.columns]
+    rows: list[list[str]] = []
+    groups = frame.sort(varied).group_by(varied, maintain_order=True) if varied else [((), frame)]
+    for levels, group in groups:
+        rows.append([str(level) for level in levels] + [_cell(group[metric]) for metric in metrics])
+    heads = [each.replace("_", " ") for each in varied]
+    heads += [f"{each.replace('_', ' ')}{f' ({units[each]})' if units[each] else ''}" for each in metrics]
+    return _table(heads, rows)
+
+
+def _cell(values: pl.Series) -> str:
+    found = values.drop_nulls().to_numpy()
+    if not len(found):
+        return "–"
+    interval = median_interval(found)
+    if interval.low == interval.high:
+        return _number(interval.estimate)
+    return f"{_number(interval.estimate)} [{_number(interval.low)}, {_number(interval.high)}]"
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value)}"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+
+
+def _machine(stamp: dict[str, Any]) -> str:
+    machine, disk = stamp["machine"], stamp["machine"]["disk"]
+    host = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+    latency = f"median {disk['median_ms']:.2g} ms, slowest {disk['slowest_ms']:.2g} ms of {disk['writes']}"
+    facts = [
+        ["status", stamp["status"] + (f" ({stamp['reason']})" if stamp["reason"] else "")],
+        ["preset, seed, trials", f"{stamp['preset']}, {stamp['seed']}, {stamp['trials']}"],
+        ["began, ended", f"{stamp['began']}, {stamp['ended']}"],
+        ["code", f"`{stamp['code']}`"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())],
+        ["workload", stamp["workload"]],
+        ["warm-up", stamp["settings"].get("warm_up", "–")],
+        ["machine", f"{host}, Linux {machine['kernel']}"],
+        ["disk, 4 KiB and fsync", latency],
+        ["contention before", "; ".join(stamp["contention"]) or "none seen"],
+    ]
+    facts += [
+        [f"{kind[:-1]} *{name}*", _settings(used)]
+        for kind in ("topics", "clients")
+        for name, used in _used(stamp, kind)
+    ]
+    return _table(["", ""], facts)
+
+
+def _used(stamp: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    return list(stamp["settings"].get(kind, {}).items())
+
+
+def _settings(used: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in used.items() if name not in _NAMES_OF_THE_RUN)
+
+
+def _troubles(measured: Measured) -> str:
+    troubles = measured.troubles()
+    if troubles.is_empty():
+        return "\n\nNo trial failed, was void or was skipped."
+    rows = troubles.select(
+        "scene", "factors", pl.col("metric").str.replace("_", " "), pl.col("note").fill_null("")
+    ).rows()
+    return "\n\nTrials that failed, were void or skipped:\n\n" + _table(["scene", "levels", "what", "why"], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
