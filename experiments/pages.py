@@ -124,16 +124,9 @@ def _machine(stamp: dict[str, Any]) -> str:
         ["disk, 4 KiB and fsync", latency],
         ["contention before", "; ".join(stamp["contention"]) or "none seen"],
     ]
-    facts += [
-        [f"{kind[:-1]} *{name}*", _settings(used)]
-        for kind in ("topics", "clients")
-        for name, used in _used(stamp, kind)
-    ]
+    for kind in ("topics", "clients"):
+        facts += [[f"{kind[:-1]} *{name}*", _settings(used)] for name, used in stamp["settings"].get(kind, {}).items()]
     return _table(["", ""], facts)
-
-
-def _used(stamp: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
-    return list(stamp["settings"].get(kind, {}).items())
 
 
 def _settings(used: dict[str, Any]) -> str:

@@ -6,10 +6,11 @@ from types import MappingProxyType
 from typing import Final
 
 from experiments.deep_dives.consumer_groups import CONSUMER_GROUPS
+from experiments.deep_dives.distribution import DISTRIBUTION
 from experiments.deep_dives.keys import KEYS
 from experiments.deep_dives.replication import REPLICATION
 from experiments.deep_dives.retention import RETENTION
 from experiments.deep_dives.retries import RETRIES
 
-_DIVES = (CONSUMER_GROUPS, KEYS, REPLICATION, RETENTION, RETRIES)
+_DIVES = (CONSUMER_GROUPS, DISTRIBUTION, KEYS, REPLICATION, RETENTION, RETRIES)
 DEEP_DIVES: Final = MappingProxyType({each.name: each for each in _DIVES})

@@ -209,6 +209,31 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "two-maps-a-copy": one("footprint", {}, {"memory_mapped": 2.0}, {"memory_mapped": 0.5}),
     },
+    "distribution": {
+        "one-topic-is-spread-evenly": one("placement", {"shape": "one topic"}, {"leader_gap": 1}, {"leader_gap": 2}),
+        "many-topics-are-spread-evenly": one(
+            "placement", {"shape": "many topics"}, {"leader_gap": 0}, {"leader_gap": 5}
+        ),
+        "a-broker-takes-its-leaders-back": one(
+            "outage", {}, {"led_before": 2, "led_after_return": 2}, {"led_before": 2, "led_after_return": 0}
+        ),
+        "election-restores-balance": one(
+            "outage", {}, {"led_before": 2, "led_after_election": 2}, {"led_before": 2, "led_after_election": 1}
+        ),
+        "shutdown-in-order-is-gentle": (
+            "outage",
+            [
+                ({"outage": "one stopped"}, {"longest_wait": 0.2}, {"longest_wait": 3}),
+                ({"outage": "one killed"}, {"longest_wait": 3}, {"longest_wait": 3}),
+            ],
+        ),
+        "outages-lose-nothing": one("outage", {}, {"lost": 0}, {"lost": 1}),
+        "a-move-is-unnoticed": one(
+            "reassignment", {}, {"lost": 0, "longest_wait": 0.1}, {"lost": 0, "longest_wait": 2}
+        ),
+        "racks-separate-copies": one("racks", {"racks": True}, {"in_both_racks": 1}, {"in_both_racks": 0.7}),
+        "racks-keep-balance": one("racks", {"racks": True}, {"busiest_broker": 1}, {"busiest_broker": 1.5}),
+    },
 }
 
 
