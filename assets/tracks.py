@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from assets.keys import summary_key, table_key
 from streaming.transformers.geodesy import haversine_m
@@ -27,6 +28,7 @@ PANELS: Final = 3
 KM_PER_DEGREE: Final = 111.195
 ALERTS: Final = {"speeding": ("^", "#d62728"), "geofence": ("s", "#ff7f0e"), "anomaly": ("X", "#c2185b")}
 INK: Final = "#263238"
+HALO: Final = [withStroke(linewidth=2.2, foreground="white")]
 # The name of a replay ends with the moment of its start, in base 36 (ledger.fresh_name).
 _STARTED: Final = re.compile(r"-[0-9a-z]{9,12}$")
 
@@ -77,7 +79,7 @@ def beginnings(alerts: pl.DataFrame, means: pl.DataFrame) -> pl.DataFrame:
     first = alerts.sort(*spell, "window_start").filter(pause.is_null() | (pause > timedelta(seconds=BREAK_S)))
     window = ["source", "vehicle", "window_start"]
     places = means.select(*window, "latitude", "longitude").unique(window)
-    return first.join(places, on=window, how="inner").select(*spell, "latitude", "longitude")
+    return first.join(places, on=window, how="inner", maintain_order="left").select(*spell, "latitude", "longitude")
 
 
 def drawn(steps: pl.DataFrame, begun: pl.DataFrame, vehicles: pl.DataFrame, newest: Any) -> Figure:
@@ -167,8 +169,11 @@ def _name_vehicles(ax: Axes, steps: pl.DataFrame, north: float, east: float) -> 
     x, y = _kilometres(last, "", north, east)
     ax.scatter(x, y, s=16, color="white", edgecolors=INK, linewidths=0.9, zorder=5)
     for name, left, up in zip(last["vehicle"], x, y, strict=True):
-        short = name.removeprefix("vehicle-")
-        ax.annotate(short, (left, up), (4, -8), textcoords="offset points", fontsize=7, color="#455a64", zorder=6)
+        _label(ax, name.removeprefix("vehicle-"), (left, up), (4, -8), fontsize=7, color="#455a64")
+
+
+def _label(ax: Axes, text: str, place: tuple[float, float], beside: tuple[float, float], **look: Any) -> None:
+    ax.annotate(text, place, beside, textcoords="offset points", zorder=6, path_effects=HALO, **look)
 
 
 def _draw_legend(figure: Figure, begun: pl.DataFrame) -> None:

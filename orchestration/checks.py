@@ -65,7 +65,7 @@ def ten_hz(home: Home, table: str) -> Result | None:
             rate_min_hz=pl.col("rate_hz").min(),
             rate_median_hz=pl.col("rate_hz").median(),
             slowest_minute_hz=pl.col("slowest_hz").min(),
-            jitter_p99_ms=pl.col("jitter_p99_ms").max(),
+            jitter_p99_ms=pl.col("jitter_p99_ms").max().round(3),
             vehicles=pl.col("vehicle").n_unique(),
             whole_minutes=pl.col("minutes").max(),
         ).to_dicts()[0],

@@ -12,7 +12,7 @@ from assets.tracks import tracks
 from assets.vehicle_hours import vehicle_hours
 from orchestration.checks import all_checks
 from orchestration.jobs import check_sinks, forget_old_runs, refresh
-from orchestration.resources import Figures, Summaries, WarehouseTables, lab_home
+from orchestration.resources import RESOURCES
 from orchestration.schedules import hourly_forgetting, hourly_full_check
 from orchestration.sensors import flowing, landed
 from orchestration.specs import external_assets
@@ -27,10 +27,5 @@ def defs() -> dg.Definitions:
         jobs=[refresh, check_sinks, forget_old_runs],
         schedules=[hourly_full_check, hourly_forgetting],
         sensors=[landed, flowing],
-        resources={
-            "home": lab_home,
-            "warehouse": WarehouseTables(home=lab_home),
-            "summaries": Summaries(home=lab_home),
-            "figures": Figures(home=lab_home),
-        },
+        resources=RESOURCES,
     )

@@ -21,7 +21,7 @@ from streaming.home import Home
 
 PREVIEW_ROWS: Final = 12
 FIGURE_LIMIT_BYTES: Final = 200_000  # an image in an event lives in Dagster's database
-_DOTS_PER_INCH: Final = (120, 100, 80, 60)
+_DOTS_PER_INCH: Final = (140, 120, 100, 80, 60)
 
 
 @dg.resource(config_schema={"root": dg.Field(str, default_value="", description="empty: what the environment says")})
@@ -31,10 +31,11 @@ def lab_home(context: dg.InitResourceContext) -> Home:
     return Home(Path(root)) if root else Home.locate(os.environ)
 
 
-class WarehouseTables(dg.ConfigurableIOManager):
+class WarehouseTables(dg.IOManager):
     """Sinks' tables as lazy frames. They are written by the sinks, never by Dagster."""
 
-    home: dg.ResourceDependency[Home]
+    def __init__(self, home: Home) -> None:
+        self.home = home
 
     def load_input(self, context: dg.InputContext) -> pl.LazyFrame:
         """The whole table that the asset's last name says."""
@@ -45,10 +46,11 @@ class WarehouseTables(dg.ConfigurableIOManager):
         raise dg.DagsterInvariantViolationError(f"{context.asset_key.to_user_string()} is written by its sink only")
 
 
-class Summaries(dg.ConfigurableIOManager):
+class Summaries(dg.IOManager):
     """Summaries as Parquet files, with their size, columns and first rows in Dagster."""
 
-    home: dg.ResourceDependency[Home]
+    def __init__(self, home: Home) -> None:
+        self.home = home
 
     def handle_output(self, context: dg.OutputContext, obj: Summary) -> None:
         """Replace the summary's file."""
@@ -60,10 +62,11 @@ class Summaries(dg.ConfigurableIOManager):
         return pl.scan_parquet(summary_path(self.home, context.asset_key.path[-1]))
 
 
-class Figures(dg.ConfigurableIOManager):
+class Figures(dg.IOManager):
     """Figures as PNG files, shown in Dagster."""
 
-    home: dg.ResourceDependency[Home]
+    def __init__(self, home: Home) -> None:
+        self.home = home
 
     def handle_output(self, context: dg.OutputContext, obj: Figure) -> None:
         """Replace the figure's file, and show it."""
@@ -83,6 +86,27 @@ class Figures(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> bytes:
         """The image."""
         return summary_path(self.home, context.asset_key.path[-1], "png").read_bytes()
+
+
+@dg.io_manager(required_resource_keys={"home"})
+def warehouse(context: dg.InitResourceContext) -> WarehouseTables:
+    """See WarehouseTables."""
+    return WarehouseTables(context.resources.home)
+
+
+@dg.io_manager(required_resource_keys={"home"})
+def summaries(context: dg.InitResourceContext) -> Summaries:
+    """See Summaries."""
+    return Summaries(context.resources.home)
+
+
+@dg.io_manager(required_resource_keys={"home"})
+def figures(context: dg.InitResourceContext) -> Figures:
+    """See Figures."""
+    return Figures(context.resources.home)
+
+
+RESOURCES: Final = {"home": lab_home, "warehouse": warehouse, "summaries": summaries, "figures": figures}
 
 
 def png(figure: Figure) -> bytes:

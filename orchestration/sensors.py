@@ -24,6 +24,7 @@ from orchestration.specs import GENERATORS, NEVER_RESTING, SINKS, STALE_AFTER, T
 from sinks.reader import bases, slots
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
+from streaming.interfaces import Transport
 from streaming.lab import Lab
 from streaming.topology import Role, Stream
 from streaming.transports.kafka import KafkaTransport
@@ -171,7 +172,7 @@ def _generator_report(home: Home, role: Role, known: Notes) -> dg.AssetMateriali
 
 
 def _topic_report(
-    home: Home, lab: Lab, transport: KafkaTransport, stream: Stream, known: Notes
+    home: Home, lab: Lab, transport: Transport, stream: Stream, known: Notes
 ) -> dg.AssetMaterialization | None:
     """Offsets count control records of transactions and marks, too: they are no numbers of rows."""
     at, extents = time.time(), transport.extents(stream.name)
