@@ -10,7 +10,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from role_processes import Killer, RoleProcess, call, new_lab, verified
 
 from sinks.reader import scan
 from streaming.cluster.kafka import DisposableCluster
@@ -18,6 +17,7 @@ from streaming.generators.fleet import Fleet
 from streaming.generators.positions import Measured
 from streaming.home import Home
 from streaming.topology import ROLES, RoleKind
+from tests.brokers.role_processes import Killer, RoleProcess, call, new_lab, verified
 
 pytestmark = [pytest.mark.brokers, pytest.mark.timeout(600)]
 SEED = 20261125

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from landing import BATCH, PARTITIONS, POISON, RECORDS, batches, sink_for, table_for
 
 from sinks.reader import quarantine_scan, quarantine_slots, scan, slots
 from sinks.slots import CHECKPOINTS
 from streaming.home import Home
+from tests.crash.landing import BATCH, PARTITIONS, POISON, RECORDS, batches, sink_for, table_for
 
 CHILD = Path(__file__).with_name("landing.py")
 BAD = {at for at in range(RECORDS) if at % POISON == POISON - 1}

@@ -14,12 +14,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from landing import BATCH, PARTITIONS, POISON, RECORDS, batches, sink_for, table_for
 
 from sinks.formats import FORMATS
 from sinks.reader import quarantine_scan, scan
 from streaming.errors import DataError
 from streaming.home import Home
+from tests.crash.landing import BATCH, PARTITIONS, POISON, RECORDS, batches, sink_for, table_for
 
 ROUNDS = 4  # commits
 BAD = {at for at in range(RECORDS) if at % POISON == POISON - 1}

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import polars as pl
-from test_experiment_engine import DICE, start
 
 from experiments import pages
 from experiments.run import Run
+from tests.unit.test_experiment_engine import DICE, start
 
 
 def test_a_page_shows_question_findings_tables_figures_use_and_the_run(tmp_path: Path) -> None:

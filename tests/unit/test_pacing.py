@@ -17,7 +17,8 @@ from streaming.generators.pacing import ManualClock, Pacing, SystemClock, wait_f
 def paced(rate_hz: float, for_s: float, work_s: list[float]) -> tuple[list[float], Pacing]:
     """When each tick was released, if the work between releases takes `work_s`, again and again."""
     clock, stop = ManualClock(), threading.Event()
-    pacing, released = Pacing(rate_hz, clock), []
+    pacing = Pacing(rate_hz, clock)
+    released: list[float] = []
     for place, ticks in enumerate(pacing.due(stop)):
         if clock.now_s > for_s:
             break
