@@ -132,6 +132,7 @@ def install(progress: Callable[[str], None] = lambda _: None) -> None:
             "&& sudo systemctl disable --now rabbitmq-server   (the lab runs nodes of its own)",
         )
     progress("installing rabbitmq-server with apt-get; its own service is kept from starting")
+    subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh machine has no lists; stale ones may still do
     _without_service(["apt-get", "install", "-y", "--no-install-recommends", "rabbitmq-server"])
 
 
