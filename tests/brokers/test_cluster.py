@@ -119,7 +119,7 @@ def test_a_killed_a_stopped_and_a_paused_broker_lose_nothing_and_come_back(
     kafka.start(2)
     until(lambda: cluster.is_ready(kafka.brokers))
     kafka.pause(3)
-    assert psutil.Process(kafka.pid(3)).status() == psutil.STATUS_STOPPED
+    until(lambda: psutil.Process(kafka.pid(3)).status() == psutil.STATUS_STOPPED)
     produce(kafka, topic, range(300, 400))
     kafka.resume(3)
     until(lambda: cluster.is_ready(kafka.brokers))
