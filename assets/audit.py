@@ -64,10 +64,10 @@ def audit(home: Home, broker: str, table: str, *, full: bool = False) -> Audit:
 
 
 def _identities_of(chosen: Sequence[Slot]) -> Iterator[pl.DataFrame]:
-    """The identities in some slots, about a million rows at a time."""
+    """The identities in some slots, about a million rows at a time; one that can't be read has none, and is a gap."""
     portion: list[Slot] = []
     rows = 0
-    for slot in chosen:
+    for slot in (slot for slot in chosen if slot.next > slot.base):
         portion.append(slot)
         rows += slot.rows
         if rows >= ROWS_AT_ONCE:
