@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from matplotlib.figure import Figure as Drawing
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from experiments import figures
 from experiments.experiment import Experiment, Figure, Needs, Scene, factor, fixed
@@ -192,6 +193,8 @@ def _reader(trial: Trial, topic: str) -> Consumer:
     return consumer
 
 
+# A client's first broker may not have heard of a new topic yet, nor of its leader.
+@retry(retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.05), reraise=True)
 def _low(consumer: Consumer, topic: str) -> int:
     """The oldest readable offset."""
     low, _ = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10, cached=False)
