@@ -67,7 +67,7 @@ def test_ten_kills_of_sink_and_transformer_and_one_of_a_broker_lose_and_double_n
             thread.join(400)
             assert not thread.is_alive()
         code, report = verified(home)
-        assert [role.name for role in (*steady, sink, transformer) if not role.is_running()] == []
+        assert {role.name: role.log()[-1500:] for role in (*steady, sink, transformer) if not role.is_running()} == {}
     assert (sink.kills, transformer.kills) == (KILLS, KILLS)
     assert code == 0, report
     rows = {table["table"]: table["rows"] for table in report["tables"]}

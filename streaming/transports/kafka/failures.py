@@ -48,6 +48,7 @@ _CHANGING: Final = frozenset(
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._WAIT_COORD,
+        KafkaError._DESTROY_BROKER,  # asked just as the client let go of a broker that left the cluster's metadata
     }
 )
 _RETRY_S: Final = 0.2
