@@ -41,5 +41,5 @@ bench: setup ## sink and transformer rates as ratios to a bare consumer, in one 
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-	    --python-version 3.11 --extra dev --quiet --upgrade pyproject.toml -o requirements.lock
+	    --python-version 3.11 --extra dev --extra notebook --quiet --upgrade pyproject.toml -o requirements.lock
 	$(BIN)/python -m streaming.cluster.jars --lock
