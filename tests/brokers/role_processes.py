@@ -94,6 +94,12 @@ class RoleProcess:
         assert code in MAY_RESTART, f"{self.name} ended with {code}; see its log:\n{self.log()[-3000:]}"
         return code
 
+    def revive(self) -> None:
+        """Start it afresh if it has ended, as the supervisor would; the exit code must be one that asks for it."""
+        if not self.is_running():
+            self.ended()
+            self.start()
+
     def is_running(self) -> bool:
         """Whether the process lives."""
         return self.process is not None and self.process.poll() is None

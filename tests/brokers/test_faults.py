@@ -66,6 +66,8 @@ def test_ten_kills_of_sink_and_transformer_and_one_of_a_broker_lose_and_double_n
         for thread in (produced, *threads):
             thread.join(400)
             assert not thread.is_alive()
+        for role in (*steady, sink, transformer):
+            role.revive()
         code, report = verified(home)
         assert {role.name: role.log()[-1500:] for role in (*steady, sink, transformer) if not role.is_running()} == {}
     assert (sink.kills, transformer.kills) == (KILLS, KILLS)
@@ -129,7 +131,7 @@ def _offline_means(path: Path) -> pl.DataFrame:
 def test_two_of_three_brokers_away_for_a_while_lose_nothing(own_cluster: DisposableCluster, tmp_path: Path) -> None:
     """Confirmed records stay, the producer blocks and goes on by itself."""
     home = new_lab(tmp_path / "home", own_cluster.bootstrap_servers, vehicles=50, seed=SEED)
-    with RoleProcess(home, "positions-parquet"):
+    with RoleProcess(home, "positions-parquet") as sink:
         producing = threading.Thread(target=_produce, args=(home, 15_000))
         producing.start()
         _wait_for_rows(home, 1)
@@ -140,7 +142,8 @@ def test_two_of_three_brokers_away_for_a_while_lose_nothing(own_cluster: Disposa
         own_cluster.start(2)
         producing.join(300)
         assert not producing.is_alive()
-        code, report = verified(home, "20s")
+        sink.revive()
+        code, report = verified(home, "40s")
     positions = next(table for table in report["tables"] if table["table"] == "positions_parquet")
     assert positions["rows"] == 15_000, report
     assert positions["counts"]["lost"] == positions["counts"]["duplicated"] == 0
@@ -148,7 +151,7 @@ def test_two_of_three_brokers_away_for_a_while_lose_nothing(own_cluster: Disposa
 
 
 def _wait_for_rows(home: Home, rows: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while scan(home, "kafka", "positions_parquet").select(pl.len()).collect().item() < rows:
         assert time.monotonic() < deadline
         time.sleep(0.2)
