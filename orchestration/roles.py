@@ -36,6 +36,7 @@ from streaming.service import Limits, run_flow, run_sink
 from streaming.topology import STREAMS, Role, RoleKind, StreamKind, stream
 from streaming.transformers.flows import reference_table, step_for
 from streaming.transports.kafka import KafkaTransport
+from streaming.turns import SUFFIX, Turns
 
 BROKER: Final = "kafka"
 _LOOK_AGAIN_S: Final = 0.5
@@ -56,7 +57,7 @@ class ReplayOptions:
 
 def connect(lab: Lab) -> KafkaTransport:
     """The lab's transport. BrokerUnavailable with the address when nobody answers."""
-    return KafkaTransport(lab.kafka)
+    return KafkaTransport(lab.kafka, prefix=lab.prefix)
 
 
 def create_topics(lab: Lab) -> None:
@@ -241,7 +242,9 @@ def _codec(lab: Lab, name: str) -> Codec:
 
 def _progress(home: Home, name: str, instance: int) -> Progress:
     suffix = f"-{instance}" if instance else ""
-    return Progress(name, home.run / f"{name}{suffix}.json")
+    path = home.run / f"{name}{suffix}.json"
+    turns = Turns(path.with_suffix(SUFFIX)) if os.environ.get("STREAMGAUGE_TURNS") else None  # when it is profiled
+    return Progress(name, path, turns=turns)
 
 
 def _stop_on_signals() -> threading.Event:

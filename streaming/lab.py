@@ -26,6 +26,7 @@ class Lab:
     rate_hz: float = 10.1  # positions a second and vehicle: above 10, so that the measured rate is at least 10.0
     seed: int = 1
     recording: str | None = None  # the file that recording-replay replays; None: the one that ships
+    prefix: str = ""  # before every name on the brokers (topics, groups): a profile's or a guest's own
 
     @property
     def owns_brokers(self) -> bool:

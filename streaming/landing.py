@@ -10,6 +10,7 @@ import errno
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeVar
 from streaming.batch import Batch
 from streaming.errors import RestartRequired
 from streaming.interfaces import Offsets, Sink
+from streaming.turns import Turns
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -33,8 +35,10 @@ class Landing:
     was read in, and dropped when that is over.
     """
 
-    def __init__(self, sink: Sink, on_commit: Callable[[int], None]) -> None:
+    def __init__(self, sink: Sink, on_commit: Callable[[int], None], turns: Turns | None = None) -> None:
         self._sink = sink
+        self._turns = turns
+        self._idle_s, self._records = 0.0, 0  # of the sink's thread, for its turns
         self._on_commit = on_commit
         self._inbox: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue(_QUEUED_POLLS)
         self._failure: BaseException | None = None
@@ -105,6 +109,8 @@ class Landing:
         self._is_hurried.set()
         self._inbox.put(None)
         self._thread.join()
+        if self._turns is not None:
+            self._turns.write()
         self._sink.close()
 
     def _ask(self, action: Callable[[], T]) -> T:
@@ -119,7 +125,7 @@ class Landing:
     # Called by the sink's thread.
 
     def _serve(self) -> None:
-        while (asked := self._inbox.get()) is not None:
+        while (asked := self._next()) is not None:
             action, answer = asked
             try:
                 self.check()
@@ -128,10 +134,21 @@ class Landing:
                 self._failure = self._failure or failure
                 answer.set_exception(failure)
 
+    def _next(self) -> tuple[Callable[[], Any], Future[Any]] | None:
+        """What is asked next; ends a turn if they are kept."""
+        if self._turns is None:
+            return self._inbox.get()
+        self._turns.end(self._idle_s, self._records)
+        began_s = time.perf_counter()
+        asked = self._inbox.get()
+        self._idle_s += time.perf_counter() - began_s
+        return asked
+
     def _write(self, tagged: list[tuple[Batch, int]]) -> None:
         for batch, edition in tagged:
             if edition == self._editions.get(batch.partition, 0):
                 self._sink.write(batch)
+                self._records += len(batch)
                 self._written[batch.partition] = self._written.get(batch.partition, 0) + len(batch)
         if self._sink.is_due:
             self._commit_patiently()

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import orjson
 
+from streaming.turns import Turns
+
 _WRITE_EVERY_S: Final = 1.0
 
 
@@ -24,7 +26,7 @@ class Progress:
 
     `records` were taken in (again, if read again), `committed` are durable, `rejected` could not be decoded;
     `rate_hz` is records a second between the last two writes. `waited_s` went by in waiting(), `worked_s` is the rest
-    of the process's time.
+    of the process's time. `turns`, if given, keeps how each turn of the loop was spent.
     """
 
     role: str
@@ -36,6 +38,8 @@ class Progress:
     waited_s: float = 0.0
     last_commit_at: float | None = None
     started_at: float = field(default_factory=time.time)
+    turns: Turns | None = None
+    loop_s: float | None = None  # how long the loop took, when it is over
     _began: float = field(default=0.0, repr=False)
     _written_at: float = field(default=0.0, repr=False)
     _written_records: int = field(default=0, repr=False)
@@ -66,8 +70,20 @@ class Progress:
         finally:
             self.waited_s += self.clock() - start
 
+    def begins(self) -> None:
+        """The loop begins."""
+        if self.turns is not None:
+            self.turns.begin(self.waited_s, self.records)
+
+    def ends(self) -> None:
+        """The loop is over."""
+        if self.turns is not None:
+            self.loop_s = self.turns.wall_s
+
     def tick(self) -> None:
-        """Write the file if the last time was a second ago; cheap to call at every turn of a loop."""
+        """A turn of the loop is over. Writes the file if the last time was a second ago; cheap."""
+        if self.turns is not None:
+            self.turns.end(self.waited_s, self.records)
         if self.clock() - self._written_at >= _WRITE_EVERY_S:
             self.write()
 
@@ -77,6 +93,8 @@ class Progress:
         if now > self._written_at:
             self._rate_hz = (self.records - self._written_records) / (now - self._written_at)
         self._written_at, self._written_records = now, self.records
+        if self.turns is not None:
+            self.turns.write()
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             scratch = self.path.with_suffix(".new")
@@ -94,6 +112,7 @@ class Progress:
             "rate_hz": round(self._rate_hz, 1),
             "waited_s": round(self.waited_s, 3),
             "worked_s": round(self.clock() - self._began - self.waited_s, 3),
+            "loop_s": self.loop_s,
             "last_commit_at": self.last_commit_at,
             "started_at": self.started_at,
             "written_at": time.time(),

@@ -70,7 +70,7 @@ def run_sink(
     loop; whatever was not committed by then is read again next time. RestartRequired when the disk fails.
     """
     ending = _Ending(stop, limits, time.monotonic())
-    landing = Landing(sink, progress.commits)
+    landing = Landing(sink, progress.commits, progress.turns.beside("sink") if progress.turns else None)
     try:
         source = transport.source(role.reads[0], role.name, landing, instance=instance)
     except BaseException:
@@ -100,15 +100,18 @@ def _let_go(*closings: Callable[[], None]) -> None:
 
 
 def _land(source: Source, landing: Landing, ending: _Ending, progress: Progress) -> None:
+    progress.begins()
     while not ending.has_come(progress.records):
         with progress.waiting():
             batches = source.poll(_POLL_S)
         progress.took(sum(map(len, batches)))
-        _hand_over(batches, source, landing, ending)
+        with progress.waiting():  # for room in the sink's queue
+            _hand_over(batches, source, landing, ending)
         source.acknowledge(landing.take_acknowledged())
         for partition, offset in landing.take_displaced().items():
             source.seek(partition, offset)
         progress.tick()
+    progress.ends()
 
 
 def _hand_over(batches: list[Batch], source: Source, landing: Landing, ending: _Ending) -> None:
@@ -211,12 +214,14 @@ def run_flow(  # noqa: PLR0913 - all but the first four are options
     )
     aborts = 0
     try:
+        progress.begins()
         while not ending.has_come(progress.committed):
             _gather(transaction, flow, progress, records_per_commit, commit_every_s)
             aborts = 0 if flow.commit(transaction) else aborts + 1
             if aborts >= _ABORTS_IN_A_ROW:
                 raise RestartRequired(f"{role.name}: {aborts} transactions in a row were aborted")
             progress.tick()
+        progress.ends()
     finally:
         _let_go(transaction.close)
         progress.write()

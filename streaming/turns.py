@@ -31,6 +31,10 @@ class Turns:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
 
+    def beside(self, thread: str) -> Turns:
+        """The turns of another thread's loop in the same process, in a file beside this one."""
+        return Turns(self._path.with_suffix(f".{thread}{SUFFIX}"), self._clock)
+
     def begin(self, waited_s: float, records: int) -> None:
         """The loop begins now; `waited_s` and `records` are what its counters have reached before."""
         self._ended_s = self._began_s = self._clock()

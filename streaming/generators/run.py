@@ -109,7 +109,9 @@ def produce(
     try:
         after_us = ledger.previous_mark_us or 0
         if not generator.is_live or wait_for_own_mark(clock, after_us, ledger.producer, stop):
+            progress.begins()
             _send_all(sender, generator.chunks(after_us, stop), limits.messages)
+            progress.ends()
         sender.finish()
     except BaseException:
         sender.give_up()
@@ -170,6 +172,7 @@ class _Sender:
             self.mark(mark_us)
         if self.publisher.flush(FLUSH_AFTER_S):
             self._confirm()
+        self.progress.tick()
         self.progress.write()
 
     def mark(self, mark_us: int) -> None:
