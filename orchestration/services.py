@@ -196,7 +196,7 @@ def _prepare(supervisor: Supervisor, home: Home, lab: Lab, services: Sequence[Se
     machine.insist(machine.check(home.root, _ports_of(lab)))
     if lab.owns_brokers:
         kafka.prepare(brokers_of(home, lab), progress)
-    _write_dagster_yaml(home)
+    write_dagster_yaml(home)
     lab.save(home)
     supervisor.launch(services, {"STREAMGAUGE_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)})
 
@@ -364,7 +364,8 @@ def _dagster_services(home: Home, lab: Lab) -> Iterable[Service]:
         yield Service(name, CONTROL_ROOM, command, PROJECT_ROOT, log_path(home, name), stop_timeout_s=20)
 
 
-def _write_dagster_yaml(home: Home) -> None:
+def write_dagster_yaml(home: Home) -> None:
+    """Dagster's instance in the lab's home, unless there is one already."""
     path = home.dagster / "dagster.yaml"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

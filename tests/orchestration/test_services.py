@@ -171,11 +171,11 @@ def test_a_cluster_that_does_not_answer_is_an_error_before_any_role_starts(home:
 
 
 def test_dagster_gets_its_settings_once_and_keeps_what_a_person_changed(home: Home) -> None:
-    services._write_dagster_yaml(home)
+    services.write_dagster_yaml(home)
     path = home.dagster / "dagster.yaml"
     assert "telemetry: {enabled: false}" in path.read_text()
     path.write_text("# mine\n")
-    services._write_dagster_yaml(home)
+    services.write_dagster_yaml(home)
     assert path.read_text() == "# mine\n"
 
 
