@@ -20,6 +20,7 @@ import polars as pl
 
 from sinks.files import FileSink
 from streaming.codecs import codec
+from streaming.declarations import made
 from streaming.errors import UsageError
 from streaming.generators.diagnostics import Diagnostics
 from streaming.generators.ledger import Ledger, fresh_name
@@ -217,6 +218,9 @@ def _produce(generator: Generator, name: str, role_name: str, home: Home, lab: L
 
 def _generator(chosen: Role, lab: Lab, *, is_paced: bool) -> Generator:
     name = chosen.writes[0]
+    if chosen.made_by:
+        own: Generator = made(chosen.made_by, lab, is_paced=is_paced)
+        return own
     if name == "positions":
         return Positions(lab.seed, lab.vehicles, lab.rate_hz, is_paced=is_paced)
     if name == "diagnostics":

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from sinks.findings import EXAMPLES, TableReport
 from sinks.formats import footer
-from sinks.reader import Slot, scan_slots
+from sinks.reader import Slot, role_of, scan_slots
 from streaming.events import ORIGIN
 from streaming.generators.ledger import Account
 from streaming.intervals import IntervalSet
+from streaming.topology import STREAMS
 
 Life = tuple[str, int]  # producer, epoch
-_COLUMNS: Final = [*ORIGIN, "vehicle", "_partition", "_offset"]
+_COLUMNS: Final = [*ORIGIN, "key", "_partition", "_offset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def check_files(report: TableReport, slots: Sequence[Slot], high_water: Mapping[
 
 def _rows(slot: Slot) -> pl.DataFrame | None:
     try:
-        rows: pl.DataFrame = scan_slots([slot]).select(_COLUMNS).collect()
+        key = pl.col(STREAMS[role_of(slot.table).reads[0]].key).alias("key")
+        rows: pl.DataFrame = scan_slots([slot]).with_columns(key).select(_COLUMNS).collect()
     except (pl.exceptions.PolarsError, OSError):
         return None
     return rows
@@ -100,7 +102,7 @@ def _check_chains(report: TableReport, chains: Mapping[int, Sequence[Slot]], hig
 
 
 def _read_chain(report: TableReport, chain: Sequence[Slot], readable: list[Slot]) -> pl.DataFrame:
-    kinds = pl.Schema(dict.fromkeys(_COLUMNS, pl.Int64) | {"producer": pl.String, "vehicle": pl.String})
+    kinds = pl.Schema(dict.fromkeys(_COLUMNS, pl.Int64) | {"producer": pl.String, "key": pl.String})
     frames = [pl.DataFrame(schema=kinds)]
     for slot in chain:
         if (frame := _checked(report, slot)) is not None:
@@ -137,9 +139,9 @@ def _claimed_rows(slot: Slot) -> int | None:
 
 
 def _check_order(report: TableReport, rows: pl.DataFrame) -> None:
-    """A vehicle's records of one life must rise in sequence along the offsets; a repeat is no disorder, but doubled."""
+    """A key's records of one life must rise in sequence along the offsets; a repeat is no disorder, but doubled."""
     ordered = rows.sort("_offset", maintain_order=True)
-    falls = pl.col("sequence").diff().over("producer", "epoch", "vehicle") < 0
+    falls = pl.col("sequence").diff().over("producer", "epoch", "key") < 0
     if ordered.filter(falls).is_empty():
         return
     first = ordered.unique([*ORIGIN], keep="first", maintain_order=True)

@@ -1,117 +1,46 @@
 """Streams and roles as plain data: what reads what, what writes what, under which settings.
 
 This is the one declaration. The supervisor, the topics, Dagster's assets and lineage and the diagrams are rendered from
-it or tested against it; nothing about the application's shape is written anywhere else.
+it or tested against it; nothing about the application's shape is written anywhere else. Installed packages add streams
+and roles of their own (see declarations.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-import pyarrow as pa
-
-from streaming.errors import UsageError
-from streaming.events import SCHEMAS
-
-DAY_MS: Final = 24 * 3600 * 1000
-
-
-class StreamKind(StrEnum):
-    """What a stream is for."""
-
-    SOURCE = "source"  # events as they were made
-    REFERENCE = "reference"  # the last value per key counts (compacted)
-    DERIVED = "derived"  # computed from other streams
-    STATE = "state"  # a transformer's memory; nobody else reads it (compacted)
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A named, partitioned sequence of records. `settings` are the broker's own names and values, for Kafka topics."""
-
-    name: str
-    kind: StreamKind
-    says: str
-    partitions: int = 6
-    key: str = "vehicle"
-    settings: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The Arrow schema of its records; state streams carry opaque snapshots and have none."""
-        try:
-            return SCHEMAS[self.name]
-        except KeyError:
-            raise UsageError(f"{self.name} has no schema: it is a {self.kind} stream") from None
-
-
-class RoleKind(StrEnum):
-    """What a role does with streams."""
-
-    GENERATOR = "generator"
-    TRANSFORMER = "transformer"
-    SINK = "sink"
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A long-running process of the application. Its name is its consumer group, client id and log file."""
-
-    name: str
-    kind: RoleKind
-    says: str
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    looks_up: tuple[str, ...] = ()  # reference streams, read whole before the first record
-    table: str | None = None  # sinks: the folder in the warehouse
-    format: str | None = None  # sinks: parquet or csv
-
-
-def _settings(**values: str | int) -> MappingProxyType[str, str]:
-    return MappingProxyType({name.replace("_", "."): str(value) for name, value in values.items()})
-
-
-_EVENTS = _settings(retention_ms=7 * DAY_MS, cleanup_policy="delete")
-_COMPACTED = _settings(cleanup_policy="compact", segment_ms=600_000, min_cleanable_dirty_ratio="0.1")
-_SNAPSHOTS = _settings(
-    cleanup_policy="compact",
-    segment_bytes=32 * 1024**2,
-    max_message_bytes=16 * 1024**2,
-    min_cleanable_dirty_ratio="0.1",
+from streaming.declarations import (
+    COMPACTED,
+    EVENTS,
+    SNAPSHOTS,
+    Role,
+    RoleKind,
+    Stream,
+    StreamKind,
+    declared,
+    sink,
 )
+from streaming.errors import UsageError
+
+__all__ = ["ROLES", "STREAMS", "Role", "RoleKind", "Stream", "StreamKind", "role", "state_stream", "stream"]
 
 _STREAMS = (
-    Stream("positions", StreamKind.SOURCE, "where each vehicle is, at least ten times a second", settings=_EVENTS),
+    Stream("positions", StreamKind.SOURCE, "where each vehicle is, at least ten times a second", settings=EVENTS),
     Stream(
-        "diagnostics", StreamKind.SOURCE, "how each vehicle is: once a second, in bursts on faults", settings=_EVENTS
+        "diagnostics", StreamKind.SOURCE, "how each vehicle is: once a second, in bursts on faults", settings=EVENTS
     ),
-    Stream("vehicles", StreamKind.REFERENCE, "model, depot and limits of each vehicle", 1, settings=_COMPACTED),
-    Stream("position_means", StreamKind.DERIVED, "2 s event-time tumbling means per vehicle", settings=_EVENTS),
+    Stream("vehicles", StreamKind.REFERENCE, "model, depot and limits of each vehicle", 1, settings=COMPACTED),
+    Stream("position_means", StreamKind.DERIVED, "2 s event-time tumbling means per vehicle", settings=EVENTS),
     Stream(
-        "late_positions", StreamKind.DERIVED, "positions that came after their window had closed", 3, settings=_EVENTS
+        "late_positions", StreamKind.DERIVED, "positions that came after their window had closed", 3, settings=EVENTS
     ),
-    Stream("alerts", StreamKind.DERIVED, "means that were judged speeding, outside or anomalous", 3, settings=_EVENTS),
-    Stream("means_state", StreamKind.STATE, "open windows and watermarks, a snapshot a partition", settings=_SNAPSHOTS),
+    Stream("alerts", StreamKind.DERIVED, "means that were judged speeding, outside or anomalous", 3, settings=EVENTS),
+    Stream("means_state", StreamKind.STATE, "open windows and watermarks, a snapshot a partition", settings=SNAPSHOTS),
     Stream(
-        "alerts_state", StreamKind.STATE, "speed statistics per vehicle, a snapshot a partition", settings=_SNAPSHOTS
+        "alerts_state", StreamKind.STATE, "speed statistics per vehicle, a snapshot a partition", settings=SNAPSHOTS
     ),
 )
-STREAMS: Final = MappingProxyType({stream.name: stream for stream in _STREAMS})
-
-
-def _sink(stream: str, file_format: str) -> Role:
-    return Role(
-        f"{stream.replace('_', '-')}-{file_format}",
-        RoleKind.SINK,
-        f"lands {stream} in {file_format} files, exactly once",
-        reads=(stream,),
-        table=f"{stream}_{file_format}",
-        format=file_format,
-    )
-
 
 _ROLES = (
     Role("vehicles-generator", RoleKind.GENERATOR, "publishes the fleet's reference data", writes=("vehicles",)),
@@ -137,11 +66,13 @@ _ROLES = (
         writes=("alerts", "alerts_state"),
         looks_up=("vehicles",),
     ),
-    *(_sink(stream.name, "parquet") for stream in _STREAMS if stream.kind is not StreamKind.STATE),
-    _sink("position_means", "csv"),
-    _sink("alerts", "csv"),
+    *(sink(stream.name, "parquet") for stream in _STREAMS if stream.kind is not StreamKind.STATE),
+    sink("position_means", "csv"),
+    sink("alerts", "csv"),
 )
-ROLES: Final = MappingProxyType({role.name: role for role in _ROLES})
+_WHOLE: Final = declared(_STREAMS, _ROLES)
+STREAMS: Final = MappingProxyType({stream.name: stream for stream in _WHOLE.streams})
+ROLES: Final = MappingProxyType({role.name: role for role in _WHOLE.roles})
 
 
 def role(name: str) -> Role:

@@ -156,7 +156,7 @@ class _Sender:
         sent = self.sent
         first = sent.attempted
         numbered = self._numbered(rows, pl.int_range(first, first + rows.height, dtype=pl.Int64))
-        values, keys = self.codec.encode(numbered), numbered["vehicle"].cast(pl.Binary).to_list()
+        values, keys = self.codec.encode(numbered), numbered[self.stream.key].cast(pl.Binary).to_list()
         self._confirm_when_due()
         self.ledger.reserve(first + rows.height)
         sent.attempted += rows.height  # before publish(): when it fails half-way, all of it may be sent

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from streaming.declarations import made
 from streaming.errors import UsageError
 from streaming.interfaces import Step
 from streaming.topology import Role
@@ -21,6 +22,9 @@ def step_for(role: Role, *, vehicles: tuple[pl.DataFrame, int] | None = None) ->
 
     UsageError when the role has no step, or needs the vehicles and was not given them.
     """
+    if role.made_by:
+        own: Step[Any] = made(role.made_by)
+        return own
     if "position_means" in role.writes:
         return MeansStep()
     if "alerts" in role.writes:
