@@ -20,8 +20,9 @@ import polars as pl
 
 from sinks.derive import derive, table_schema
 from sinks.files import QUARANTINE, Rotation
+from sinks.folders import begin_of, named, steadily
 from sinks.formats import FORMATS
-from sinks.slots import Checkpoint, Place, SlotChain, base_of, committed, remove_stale
+from sinks.slots import Checkpoint, Place, SlotChain, committed, remove_stale
 from streaming.batch import Batch
 from streaming.errors import ChainBroken, SlotTaken
 from streaming.events import MARK, ORIGIN
@@ -54,19 +55,25 @@ class _Numbered:
         return pl.int_range(self.chain.next, self.chain.next + count, eager=True, dtype=pl.Int64)
 
     def unread(self, schema: pl.Schema, columns: list[str]) -> pl.DataFrame:
-        """The columns of the slots that were committed since the last call, by whomever."""
+        """The columns of the rows that were committed since the last call, by whomever."""
         self.chain.reload()
-        paths = [path for path in committed(self.place.folder, self.suffix) if base_of(path) >= self.read]
-        if not paths:
-            return pl.DataFrame(schema=schema).select(columns)
+        self.read = max(self.read, begin_of(self.place.folder).next)
         try:
-            found = FORMATS[self.suffix].scan(paths, schema).select(columns).collect()
+            found = steadily(lambda: self._behind(schema).select(columns).collect())
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ChainBroken(f"{self.place.folder} can't be read: {error}") from error
         self.read += len(found)
         if self.read != self.chain.next:  # the folder grew between the two looks, or a file holds other than it says
             raise ChainBroken(f"{self.place.folder}: {self.read} rows up to position {self.chain.next}")
         return found
+
+    def _behind(self, schema: pl.Schema) -> pl.LazyFrame:
+        """The rows behind what was read; of a slot that was merged since, the part that lies there."""
+        there = [(path, named(path)) for path in committed(self.place.folder, self.suffix)]
+        paths = [path for path, name in there if name.base >= self.read or name.covers(self.read)]
+        if not paths:
+            return pl.LazyFrame(schema=schema)
+        return FORMATS[self.suffix].scan(paths, schema).filter(pl.col("_offset") >= self.read)
 
 
 @dataclass(slots=True)

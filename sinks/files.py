@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from sinks.derive import derive, table_schema
+from sinks.folders import steadily
 from sinks.formats import FORMATS
 from sinks.slots import Checkpoint, Place, SlotChain, committed, remove_stale
 from streaming.batch import Batch, Decoded
@@ -230,9 +231,11 @@ def _rejected(batch: Batch, decoded: Decoded, position: int) -> pl.DataFrame:
 
 
 def _offsets_from(position: int, quarantine: Place) -> frozenset[int]:
-    paths = committed(quarantine.folder, "parquet")
-    behind = FORMATS["parquet"].scan(paths, QUARANTINE).filter(pl.col("_offset") >= position)
-    return frozenset(behind.select("_offset").collect()["_offset"])
+    def behind() -> pl.DataFrame:
+        rows = FORMATS["parquet"].scan(committed(quarantine.folder, "parquet"), QUARANTINE)
+        return rows.filter(pl.col("_offset") >= position).select("_offset").collect()
+
+    return frozenset(steadily(behind)["_offset"])
 
 
 def _behind(batch: Batch, position: int) -> Batch:

@@ -6,6 +6,9 @@ first), not its first record's offset, so that all owners want the same name. In
 exactly the records below the end of its last slot, once each; a crash at any point leaves the chain as it was or one
 slot longer.
 
+Keeping house merges and prunes slots (see merge, prune). An owner that comes late to a position that was merged or
+pruned since is told so, as if the name were still taken.
+
 A start reads names, the last two slots and the high-water mark, so it is quick with many thousands of slots; what lies
 in the middle is proven by their number here, and slot by slot by verify.
 """
@@ -16,16 +19,16 @@ import errno
 import fcntl
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import polars as pl
 
+from sinks.folders import begin_of, lock_path, locked, named, slot_name, sync_folder
 from sinks.formats import FORMATS, Footer, footer
 from streaming.errors import ChainBroken, SlotTaken, TopicRecreated
 from streaming.interfaces import Identity
@@ -85,18 +88,20 @@ class SlotChain:
 
     def reload(self) -> None:
         """Read the chain. ChainBroken: a slot is missing, foreign or unreadable. TopicRecreated: another topic's."""
-        paths = committed(self._place.folder, self._format.suffix)
-        mark = self._read_mark()
-        if paths and base_of(paths[0]):
-            raise ChainBroken(f"{paths[0]} is the first slot and begins at {base_of(paths[0])}: slots are missing")
-        position = self._end_of(paths[-2:])
-        if mark and (position < mark.next or len(paths) < mark.slots):
+        with self._lane():
+            paths = committed(self._place.folder, self._format.suffix)
+            begin, mark = begin_of(self._place.folder), self._read_mark()
+            if paths and base_of(paths[0]) != begin.next:
+                raise ChainBroken(f"{paths[0]} is the first slot and begins at {base_of(paths[0])}: slots are missing")
+            position = self._end_of(paths[-2:]) if paths else begin.next
+        slots = begin.commits + sum(named(path).commits for path in paths)
+        if mark and (position < mark.next or slots < mark.slots):
             raise ChainBroken(
-                f"{self._place.folder} has {len(paths)} slots up to {position}, but it had {mark.slots} up to "
+                f"{self._place.folder} has {slots} slots up to {position}, but it had {mark.slots} up to "
                 f"{mark.next}. Put the missing ones back, or move the table and {self._place.high_water} away to "
                 f"start anew."
             )
-        self.next, self._slots = position, len(paths)
+        self.next, self._slots = position, slots
 
     def append(self, table: pl.DataFrame, next_offset: int) -> None:
         """Commit one slot [self.next, next_offset). SlotTaken when another owner was first.
@@ -125,13 +130,27 @@ class SlotChain:
         self._checkpoint("after_fsync")
 
     def _publish(self, scratch: Path, slot: Path) -> None:
-        try:
-            os.link(scratch, slot)  # the commit point
-        except FileExistsError:
-            raise SlotTaken(f"{slot} was committed by another owner") from None
+        with self._lane():
+            if self._is_passed():
+                raise SlotTaken(f"{slot} was committed by another owner, and merged or pruned since")
+            try:
+                os.link(scratch, slot)  # the commit point
+            except FileExistsError:
+                raise SlotTaken(f"{slot} was committed by another owner") from None
         self._checkpoint("after_link")
         sync_folder(slot.parent)
         self._checkpoint("after_dirsync")
+
+    def _is_passed(self) -> bool:
+        """Whether the names in the folder prove that the next position is taken, though its own name is free."""
+        names = map(slot_name, os.listdir(self._place.folder))  # noqa: PTH208 - no Path each
+        return begin_of(self._place.folder).next > self.next or any(
+            name.next is not None and name.next > self.next for name in names if name
+        )
+
+    def _lane(self) -> AbstractContextManager[None]:
+        """While this is held no other folder takes the place of this one."""
+        return locked(lock_path(self._place.high_water), exclusive=False)
 
     def _facts(self, table: pl.DataFrame, next_offset: int) -> dict[str, str]:
         place = self._place
@@ -165,6 +184,8 @@ class SlotChain:
             raise ChainBroken(f"{path} can't be read: {error}") from error
         if int(found.facts.get("base", base_of(path))) != base_of(path):
             raise ChainBroken(f"{path} was committed at {found.facts['base']} and renamed since")
+        if named(path).next not in {None, found.next}:
+            raise ChainBroken(f"{path} ends at {found.next}, and not where its name says")
         if "topic_id" in found.facts:
             self._check_identity(path, Identity(found.facts["cluster_id"], found.facts["topic_id"]))
         return found
@@ -229,16 +250,15 @@ def committed(folder: Path, suffix: str) -> list[Path]:
     if not folder.is_dir():
         return []
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - no Path each
-    is_slot = re.compile(rf"[0-9]{{20}}\.{suffix}").fullmatch
     for name in names:
-        if not is_slot(name):
+        if slot_name(name, suffix) is None:
             raise ChainBroken(f"{folder / name} is no slot of this table: move it away")
     return [folder / name for name in names]
 
 
 def base_of(path: Path) -> int:
     """The position at which a slot begins."""
-    return int(path.stem)
+    return named(path).base
 
 
 def remove_stale(folder: Path) -> None:
@@ -247,12 +267,3 @@ def remove_stale(folder: Path) -> None:
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
