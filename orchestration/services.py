@@ -18,9 +18,8 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from streaming.cluster import jars, kafka, listeners, machine, ports
+from streaming.cluster import kafka, listeners, machine, ports
 from streaming.cluster.kafka import BrokerPorts, BrokerProcess
-from streaming.cluster.machine import Finding
 from streaming.cluster.supervision import Service, ServiceState, Supervisor
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 from streaming.home import PROJECT_ROOT, Home
@@ -160,15 +159,6 @@ def is_up(home: Home) -> bool:
     return _supervisor(home).is_up
 
 
-def examine(home: Home, lab: Lab) -> list[Finding]:
-    """What `doctor` reports: the machine, the lab's ports unless the lab itself holds them, and the brokers given."""
-    needed = {} if is_up(home) else _ports_of(lab)
-    findings = [*machine.check(home.root, needed), jars.examine()]
-    if lab.bootstrap_servers:
-        findings += listeners.examine(lab.bootstrap_servers)
-    return findings
-
-
 def _supervisor(home: Home) -> Supervisor:
     return Supervisor(home.root, run=home.run, logs=home.logs)
 
@@ -193,7 +183,7 @@ def _prepare(supervisor: Supervisor, home: Home, lab: Lab, services: Sequence[Se
     """Everything up to a supervisor with all its services at rest."""
     if left := supervisor.end_survivors():
         progress(f"ended {left} processes that a killed lab had left")
-    machine.insist(machine.check(home.root, _ports_of(lab)))
+    machine.insist(machine.check(home.root, ports_of(lab)))
     if lab.owns_brokers:
         kafka.prepare(brokers_of(home, lab), progress)
     write_dagster_yaml(home)
@@ -233,7 +223,7 @@ def _await_brokers(home: Home, lab: Lab) -> None:
     if lab.owns_brokers:
         kafka.wait_until_ready(brokers_of(home, lab))
     else:
-        bad = [finding for finding in listeners.examine(lab.kafka) if not finding.ok]
+        bad = [finding for finding in listeners.examine(lab.kafka) if finding.is_bad]
         if bad:
             raise BrokerUnavailable("; ".join(f"{each.name}: {each.detail}; {each.remedy}" for each in bad))
 
@@ -318,7 +308,7 @@ def _progress_of(home: Home, state: ServiceState) -> Mapping[str, Any]:
     return {}
 
 
-def _ports_of(lab: Lab) -> dict[str, int]:
+def ports_of(lab: Lab) -> dict[str, int]:
     """Service → port on which the lab will listen."""
     numbers = range(1, BROKER_COUNT + 1) if lab.owns_brokers else ()
     return {

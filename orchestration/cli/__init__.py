@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from orchestration.cli import containers, flow, lab
+from orchestration.cli import containers, doctor, flow, lab
 from streaming.errors import StreamgaugeError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 lab.register(app)
 flow.register(app)
 containers.register(app)
+doctor.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands for the lab as a whole: up, down, status, logs, start, stop, restart, doctor, reset, demo."""
+"""Commands for the lab as a whole: up, down, status, logs, start, stop, restart, reset, demo."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DagsterOption = Annotated[bool, typer.Option("--dagster/--no-dagster", help="Dag
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (demo, up, down, status, logs, start, stop, restart, doctor, reset):
+    for command in (demo, up, down, status, logs, start, stop, restart, reset):
         app.command()(command)
 
 
@@ -140,23 +140,6 @@ def restart(service: RoleArgument, home: HomeOption = None) -> None:
     """Stop one service and start it again."""
     stop(service, home)
     start(service, home)
-
-
-def doctor(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
-    """What is missing or in the way on this machine, each with the remedy. Exit code 1 when something is."""
-    from orchestration import services
-
-    opened_home, lab = opened(home)
-    findings = services.examine(opened_home, lab)
-    if as_json:
-        print_json([asdict(each) for each in findings])
-    else:
-        for each in findings:
-            typer.echo(f"{'ok  ' if each.ok else 'BAD '} {each.name}: {each.detail}")
-            if not each.ok:
-                typer.echo(f"     what to do: {each.remedy}")
-    if not all(each.ok for each in findings):
-        raise typer.Exit(1)
 
 
 def reset(home: HomeOption = None, *, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:

@@ -84,9 +84,15 @@ def install(progress: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def examine() -> Finding:
-    """Whether the jars are there, for `doctor`; up fetches what is missing by itself."""
+    """Whether the jars are there and are the pinned ones, for `doctor`; up fetches what is missing by itself."""
     missing = [jar for jar in locked() if not (folder() / jar.filename).exists()]
-    detail = f"{len(missing)} missing" if missing else f"{len(locked())} there"
+    changed = [jar for jar in locked() if jar not in missing and _sha256(folder() / jar.filename) != jar.sha256]
+    if changed:
+        names = " ".join(str(folder() / jar.filename) for jar in changed)
+        return Finding(
+            "broker jars", ok=False, detail=f"not the pinned ones: {names}", remedy=f"rm {names}; make setup"
+        )
+    detail = f"{len(missing)} missing" if missing else f"{len(locked())} there, each with its checksum"
     return Finding("broker jars", not missing, detail, "with a network: make setup")
 
 

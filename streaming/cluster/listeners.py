@@ -1,71 +1,257 @@
-"""What a Kafka broker says about its cluster's listeners, by one request on a plain socket.
+"""Listeners: where brokers listen, what they advertise, and how far this machine gets with each address.
 
 A broker that accepts connections is not yet a cluster, and a broker that answers may advertise an address that this
-machine cannot reach; both show here in milliseconds, without a client.
+machine cannot reach, or where another broker sits; both show here in milliseconds, without a client. Invariant: every
+problem comes with the line to change.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from streaming.cluster import wire
 from streaming.cluster.machine import Finding
+from streaming.cluster.wire import Address, Connection
 
 TIMEOUT_S: Final = 3.0
+_TLS_ALERT: Final = r"\x15\x03"
+_NOBODY: Final = "nothing listens there"
+_CONTROLLERS: Final = "a controllers' listener"
 
 
-def advertised(host: str, port: int, *, timeout_s: float = TIMEOUT_S) -> dict[int, tuple[str, int]]:
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One of a broker's doors (or of another server: broker None). `bind` and `advertised` are host:port.
+
+    `from_here`: "reached", or why not; empty when nobody has tried.
+    """
+
+    broker: int | None
+    name: str
+    bind: str
+    advertised: str
+    protocol: str
+    used_by: str
+    from_here: str = ""
+    is_for_controllers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far this machine gets with one address. No problem: it is a broker that answers its clients."""
+
+    address: Address
+    problem: str = ""
+    remedy: str = ""
+    cluster_id: str | None = None
+    brokers: Mapping[int, Address] = field(default_factory=dict)  # as they are advertised on this listener
+    number: int | None = None  # which broker answers; None: it would not say
+    settings: Mapping[str, str] = field(default_factory=dict)  # of that broker
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found by asking some addresses of a cluster, and every address that it then advertised."""
+
+    given: Sequence[Reach]
+    advertised: Mapping[int, Reach]  # broker → how far one gets with the address that it advertises
+    listeners: Sequence[Listener]
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether any given address led to a cluster."""
+        return any(reach.brokers for reach in self.given)
+
+
+def advertised(host: str, port: int, *, timeout_s: float = TIMEOUT_S) -> dict[int, Address]:
     """Broker number → host and port that it advertises, for each broker alive; empty when nobody answers there."""
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as connection:
-            return _ask(connection)
-    except (OSError, struct.error, UnicodeDecodeError):  # nobody, an early end, or something that is no Kafka broker
+        with wire.connect(host, port, timeout_s=timeout_s) as connection:
+            return dict(connection.metadata().brokers)
+    except (OSError, ValueError):  # nobody, an early end, or something that is no Kafka broker
         return {}
 
 
-def examine(bootstrap_servers: str) -> list[Finding]:
-    """Whether some given address answers, and whether each broker can be reached where it says it is."""
-    given = [_split(address) for address in bootstrap_servers.split(",")]
-    found: dict[int, tuple[str, int]] = {}
-    for host, port in given:
-        found |= advertised(host, port)
+def reach(host: str, port: int, *, timeout_s: float = TIMEOUT_S) -> Reach:
+    """Go as far as possible: name, connection, Kafka's handshake, the cluster's brokers, which of them this is."""
+    here = f"{host}:{port}"
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with wire.connect(host, port, timeout_s=timeout_s) as connection:
+            return _talk((host, port), connection)
+    except socket.gaierror:
+        problem = f"the name {host} is not known on this machine"
+        remedy = f"add the line `ADDRESS {host}` to /etc/hosts, with the broker's address"
+    except ConnectionRefusedError:
+        problem, remedy = _NOBODY, f"start the broker, or correct the address {here}"
+    except TimeoutError:
+        problem = f"no connection within {timeout_s:g} s"
+        remedy = f"let the firewall or network between here and {here} pass it; is the broker on another network?"
+    except OSError as error:
+        problem, remedy = f"no connection: {error.strerror or error}", f"make {here} reachable from this machine"
+    return Reach((host, port), problem, remedy)
+
+
+def survey(bootstrap_servers: str) -> Survey:
+    """Ask each given address, then each address that the brokers found advertise."""
+    given = [reach(*_split(address)) for address in bootstrap_servers.split(",")]
+    asked = {each.address: each for each in given}
+    found: dict[int, Address] = {}
+    for each in given:
+        found |= each.brokers
+    reached = {number: asked.get(address) or reach(*address) for number, address in sorted(found.items())}
+    settings = {each.number: each.settings for each in (*given, *reached.values()) if each.number is not None}
+    table = [
+        listener
+        for number in sorted(found)
+        for listener in (
+            declared(number, settings[number]) if number in settings else [_unknown(number, found[number])]
+        )
+    ]
+    asked |= {each.address: each for each in reached.values()}
+    return Survey(given, reached, [replace(each, from_here=_from_here(each, asked)) for each in table])
+
+
+def examine(bootstrap_servers: str, *, wants_all: bool = False) -> list[Finding]:
+    """Whether the given addresses answer, and whether each broker can be reached where it says it is.
+
+    One given address that answers is enough, unless the caller `wants_all`.
+    """
+    return judge(bootstrap_servers, survey(bootstrap_servers), wants_all=wants_all)
+
+
+def judge(bootstrap_servers: str, found: Survey, *, wants_all: bool = False) -> list[Finding]:
+    """The findings of a survey: each with what is wrong and the line to change."""
     answer = Finding(
         "bootstrap servers",
-        bool(found),
-        f"{bootstrap_servers}: {len(found)} brokers" if found else f"{bootstrap_servers}: no broker answers",
-        "start the brokers, or correct --bootstrap-servers (plain listeners only)",
+        found.is_answered,
+        f"{bootstrap_servers}: " + (f"{len(found.advertised)} brokers" if found.is_answered else "no broker answers"),
+        "start the brokers, or correct --bootstrap-servers",
     )
-    return [answer, *(_examine(number, host, port) for number, (host, port) in sorted(found.items()))]
+    shown = {broker.address for broker in found.advertised.values()}  # judged below
+    silent = [
+        Finding(f"address {_joined(each.address)}", ok=False, detail=each.problem, remedy=each.remedy, matters=matters)
+        for each in found.given
+        for matters in [wants_all or not found.is_answered]
+        if each.problem and each.address not in shown
+    ]
+    return [answer, *silent, *(_judge(number, found) for number in found.advertised)]
 
 
-def _examine(number: int, host: str, port: int) -> Finding:
-    return Finding(
-        f"broker {number}",
-        bool(advertised(host, port)),
-        f"advertises {host}:{port}",
-        f"make {host}:{port} reachable from here, or let the broker advertise another address (advertised.listeners)",
+def declared(number: int, settings: Mapping[str, str]) -> list[Listener]:
+    """The listeners in a broker's settings (its own names and values)."""
+    binds = _entries(settings.get("listeners", ""))
+    shown = _entries(settings.get("advertised.listeners") or settings.get("listeners", ""))
+    protocols = dict(pair.split(":") for pair in settings.get("listener.security.protocol.map", "").split(",") if pair)
+    between_brokers = settings.get("inter.broker.listener.name") or settings.get("security.inter.broker.protocol", "")
+    controllers = set(settings.get("controller.listener.names", "").split(","))
+    voters = dict(each.split("@") for each in settings.get("controller.quorum.voters", "").split(",") if each)
+    return [
+        Listener(
+            broker=number,
+            name=name,
+            bind=bind,
+            advertised=(voters.get(str(number), "") if name in controllers else shown.get(name, "")),
+            protocol=protocols.get(name, name),
+            used_by=_users(name, between_brokers, controllers),
+            is_for_controllers=name in controllers,
+        )
+        for name, bind in binds.items()
+    ]
+
+
+def _users(name: str, between_brokers: str, controllers: set[str]) -> str:
+    if name in controllers:
+        return "controllers"
+    return "clients, brokers" if name == between_brokers else "clients"
+
+
+def _unknown(number: int, address: Address) -> Listener:
+    """Of a broker that could not be asked: all that is known is what the others say of it."""
+    return Listener(number, "?", "?", _joined(address), "?", "clients")
+
+
+def _from_here(listener: Listener, asked: Mapping[Address, Reach]) -> str:
+    if not listener.advertised:
+        return ""
+    address = _split(listener.advertised)
+    there = asked.get(address) or reach(*address)
+    fine = _CONTROLLERS if listener.is_for_controllers else ""
+    return "reached" if there.problem == fine else there.problem or "reached"
+
+
+def _talk(address: Address, connection: Connection) -> Reach:
+    here = _joined(address)
+    try:
+        apis = connection.apis()
+    except TimeoutError:
+        return Reach(address, "accepts the connection and never answers", f"is {here} paused, or no Kafka broker?")
+    except (OSError, ValueError) as error:
+        return Reach(address, *_no_plain_kafka(here, str(error)))
+    if wire.METADATA not in apis:
+        return Reach(address, _CONTROLLERS, "use the broker's other port: this one is not for clients")
+    try:
+        metadata = connection.metadata()
+    except (OSError, ValueError):
+        remedy = "use a listener whose protocol is PLAINTEXT: listener.security.protocol.map in its server.properties"
+        return Reach(address, "wants authentication (SASL)", remedy)
+    number, settings = _who(connection, metadata.brokers)
+    return Reach(address, "", "", metadata.cluster_id, metadata.brokers, number, settings)
+
+
+def _who(connection: Connection, brokers: Mapping[int, Address]) -> tuple[int | None, Mapping[str, str]]:
+    """A broker tells its own settings only, so the one that does is the one at this end."""
+    try:
+        answers = ((number, connection.settings(number)) for number in brokers)
+        return next(((number, settings) for number, settings in answers if settings is not None), (None, {}))
+    except (OSError, ValueError):  # not allowed to ask, or an old broker
+        return None, {}
+
+
+def _no_plain_kafka(here: str, said: str) -> tuple[str, str]:
+    if _TLS_ALERT in said:
+        return "speaks TLS", f"use a listener of that broker whose protocol is PLAINTEXT, not {here}"
+    if "HTTP" in said:
+        return "a web server, no Kafka broker", f"correct the address {here}"
+    return f"accepts the connection, but {said}", f"is {here} a TLS listener, or no Kafka broker at all?"
+
+
+def _judge(number: int, found: Survey) -> Finding:
+    there = found.advertised[number]
+    problem, remedy = there.problem, there.remedy
+    cluster_ids = {each.cluster_id for each in found.given if each.brokers}
+    if not problem and there.cluster_id not in cluster_ids:
+        problem = f"another cluster ({there.cluster_id}) answers there"
+    elif not problem and there.number not in {number, None}:
+        problem = f"broker {there.number} answers there"
+    if problem:
+        remedy = f"{_line(number, found)} (then restart it); or else {remedy or 'stop what listens there'}"
+    says = f"advertises {_joined(there.address)}"
+    return Finding(f"broker {number}", not problem, f"{says}: {problem}" if problem else says, remedy)
+
+
+def _line(number: int, found: Survey) -> str:
+    """The line to change so that broker `number` is found where this machine reaches it."""
+    where = next(
+        (_joined(each.address) for each in found.given if each.number == number), "HOST:PORT-REACHED-FROM-HERE"
     )
+    shown = _joined(found.advertised[number].address)
+    name = next((each.name for each in found.listeners if (each.broker, each.advertised) == (number, shown)), "?")
+    return f"in broker {number}'s server.properties: advertised.listeners={name.replace('?', 'NAME')}://{where}"
 
 
-def _split(address: str) -> tuple[str, int]:
+def _entries(value: str) -> dict[str, str]:
+    """NAME://host:port,… as name → host:port."""
+    return dict(entry.strip().split("://") for entry in value.split(",") if "://" in entry)
+
+
+def _joined(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+def _split(address: str) -> Address:
     host, _, port = address.strip().rpartition(":")
     return (host, int(port)) if host and port.isdigit() else (address.strip(), 9092)
-
-
-def _ask(connection: socket.socket) -> dict[int, tuple[str, int]]:
-    """The protocol's Metadata request (key 3, version 1) about no topic; its answer begins with the brokers."""
-    body = struct.pack(">hhihi", 3, 1, 1, -1, 0)  # key, version, correlation id, no client id, no topics
-    connection.sendall(struct.pack(">i", len(body)) + body)
-    with connection.makefile("rb") as answer:
-        (size,) = struct.unpack(">i", answer.read(4))
-        payload = answer.read(min(max(size, 0), 1024**2))
-    _, count = struct.unpack_from(">ii", payload)
-    found, at = {}, 8
-    for _ in range(count):
-        number, host_length = struct.unpack_from(">ih", payload, at)
-        host = payload[at + 6 : at + 6 + host_length].decode()
-        port, rack_length = struct.unpack_from(">ih", payload, at + 6 + host_length)
-        at += 12 + host_length + max(rack_length, 0)
-        found[number] = (host, port)
-    return found

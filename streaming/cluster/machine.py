@@ -5,6 +5,7 @@ Invariant: looking changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import sys
@@ -24,12 +25,21 @@ _PYTHON: Final = ((3, 11), (3, 15))
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `remedy` is what to do when it is not `ok`, else empty."""
+    """One thing that was looked at. `remedy` is what to do when it is not `ok`.
+
+    `matters`: whether the lab needs it; what is only worth knowing, or can't be known here, does not.
+    """
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+    matters: bool = True
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something has to be done about it."""
+        return self.matters and not self.ok
 
 
 def check(root: Path, listening: Mapping[str, int]) -> list[Finding]:
@@ -40,7 +50,7 @@ def check(root: Path, listening: Mapping[str, int]) -> list[Finding]:
 def insist(findings: Sequence[Finding]) -> None:
     """SetupError with the first finding that is not ok, if there is one."""
     for finding in findings:
-        if not finding.ok:
+        if finding.is_bad:
             raise SetupError(f"{finding.name}: {finding.detail}", finding.remedy)
 
 
@@ -78,19 +88,23 @@ def _disk(root: Path) -> Finding:
 def _port(name: str, port: int) -> Finding:
     if ports.is_free(port):
         return Finding(f"port {port}", ok=True, detail=f"free for {name}")
-    owner = _owner(port)
-    by = f" by {owner}" if owner else ""
+    owner = listening_process(port)
+    by = f" by process {owner.pid} ({command_of(owner)})" if owner else ""
     remedy = "stop what listens there, or let the lab's ports count from elsewhere: --port-base"
     return Finding(f"port {port}", ok=False, detail=f"{name} needs it, but it is in use{by}", remedy=remedy)
 
 
-def _owner(port: int) -> str | None:
-    """The process that listens on `port`, if this user may know."""
-    try:
+def listening_process(port: int) -> psutil.Process | None:
+    """The process that listens on `port`, if there is one and this user may know."""
+    with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-                process = psutil.Process(connection.pid)
-                return f"process {process.pid} ({' '.join(process.cmdline())[:80] or process.name()})"
-    except psutil.Error:
-        return None
+                return psutil.Process(connection.pid)
     return None
+
+
+def command_of(process: psutil.Process) -> str:
+    """The beginning of a process's command line."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())[:80] or process.name()
+    return "gone meanwhile"

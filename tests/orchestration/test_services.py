@@ -42,7 +42,7 @@ def lab() -> Lab:
     """Ports of this run's own: a base whose seven ports are free."""
     for base in range(31_000, 31_900, 7):
         lab = Lab(port_base=base)
-        if all(ports.is_free(port) for port in services._ports_of(lab).values()):
+        if all(ports.is_free(port) for port in services.ports_of(lab).values()):
             return lab
     raise AssertionError("no free ports")
 

@@ -66,7 +66,7 @@ def test_a_port_on_which_somebody_listens_is_not_free() -> None:
 
 @pytest.fixture
 def broker() -> Iterator[tuple[int, list[tuple[int, bytes, int]]]]:
-    """Something that answers a Metadata request with the brokers in the list; its port, and the list."""
+    """Something that understands ApiVersions and Metadata, answers with the brokers in the list; its port, the list."""
     brokers: list[tuple[int, bytes, int]] = []
 
     def answer() -> None:
@@ -76,12 +76,20 @@ def broker() -> Iterator[tuple[int, list[tuple[int, bytes, int]]]]:
             except OSError:
                 return
             with connection:
-                connection.recv(1024)
-                body = struct.pack(">ii", 1, len(brokers))
-                for number, host, port in brokers:
-                    body += struct.pack(">ih", number, len(host)) + host + struct.pack(">ih", port, -1)
-                connection.sendall(struct.pack(">i", len(body)) + body)
+                while request := connection.recv(1024):
+                    (key,) = struct.unpack_from(">h", request, 4)
+                    if key not in answers:
+                        break
+                    body = struct.pack(">i", key) + answers[key]()
+                    connection.sendall(struct.pack(">i", len(body)) + body)
 
+    def metadata() -> bytes:
+        body = struct.pack(">i", len(brokers))
+        for number, host, port in brokers:
+            body += struct.pack(">ih", number, len(host)) + host + struct.pack(">ih", port, -1)
+        return body + struct.pack(">h", 2) + b"id"
+
+    answers = {18: lambda: struct.pack(">hihhh", 0, 1, 3, 0, 12), 3: metadata}
     with socket.create_server((ports.HOST, 0)) as server:
         thread = threading.Thread(target=answer)
         thread.start()
@@ -107,8 +115,11 @@ def test_an_advertised_address_that_cannot_be_reached_is_named(
 
 
 def test_nobody_at_the_given_address_is_a_finding() -> None:
-    (finding,) = listeners.examine(f"{ports.HOST}:{ports.free(1)[0]}")
-    assert not finding.ok
+    port = ports.free(1)[0]
+    answer, address = listeners.examine(f"{ports.HOST}:{port}")
+    assert answer.is_bad
+    assert address.is_bad
+    assert (address.name, address.detail) == (f"address {ports.HOST}:{port}", "nothing listens there")
 
 
 def test_something_that_is_no_broker_is_nobody() -> None:
