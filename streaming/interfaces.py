@@ -8,12 +8,13 @@ no record's position is acknowledged before its effect is durable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import polars as pl
 
 from streaming.batch import Batch, Decoded, Outgoing
+from streaming.identities import Identities
 from streaming.topology import Stream
 
 S = TypeVar("S")
@@ -112,7 +113,7 @@ class Extent:
 
 
 class Transport(Protocol):
-    """A broker, from the application's side."""
+    """A broker, from the application's side: what every transport can."""
 
     name: str
 
@@ -129,8 +130,20 @@ class Transport(Protocol):
         ...
 
     def read_all(self, stream: str) -> list[Batch]:
-        """Every committed record from the oldest to the present end, outside any group (reference data, verify)."""
+        """Every committed record from the oldest to the present end, outside any group.
+
+        Of reference streams always; of any other stream from a Replayable (UsageError from one that is none).
+        """
         ...
+
+    def identity(self, stream: str) -> Identity:
+        """Cluster and topic id."""
+        ...
+
+
+@runtime_checkable
+class Replayable(Transport, Protocol):
+    """A transport whose records have offsets that last and can be read again."""
 
     def count_between(self, stream: str, partition: int, start: int, end: int) -> int:
         """How many committed records (not control records) lie in [start, end)."""
@@ -140,8 +153,39 @@ class Transport(Protocol):
         """Each partition's readable range now."""
         ...
 
-    def identity(self, stream: str) -> Identity:
-        """Cluster and topic id."""
+
+@runtime_checkable
+class Queueing(Transport, Protocol):
+    """A transport that hands each record to each group once: it can say how many wait, and nothing of what was."""
+
+    def depths(self, stream: str) -> Mapping[str, int]:
+        """How many records are ready to be delivered, by group. What is delivered and unacknowledged is not counted."""
+        ...
+
+    def held(self, stream: str, group: str) -> int:
+        """How many records the group has not acknowledged, delivered or not, as the broker knew some seconds ago."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a transformer has committed of its input: `state` holds exactly the records before offset `used`.
+
+    On queues, which have no offsets, `used` are the identities of those events. `unsent`: outputs by stream that are
+    part of the commit and that the broker may not have yet.
+    """
+
+    state: bytes
+    used: int | Identities
+    unsent: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A transport that keeps a transformer's state outside the broker's streams."""
+
+    def remembered(self, role: str) -> Remembered | None:
+        """The newest commit of the role's input, which is one partition; None before the first."""
         ...
 
 

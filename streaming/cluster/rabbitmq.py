@@ -31,9 +31,10 @@ from typing import Any, Final, Self
 
 from streaming.cluster import ports, tether
 from streaming.errors import BrokerUnavailable, SetupError
-from streaming.topology import ROLES, STREAMS, RoleKind, StreamKind
+from streaming.topology import ROLES, STREAMS, Role, StreamKind
 
-VHOST: Final = "streamgauge"
+VHOST: Final = "streamgauge"  # the application on queues
+STREAM_VHOST: Final = "streamgauge-streams"  # and on streams, whose names would meet those of reference data there
 EXCHANGE: Final = "streamgauge"
 OPERATOR: Final = "operator"  # makes queues and streams; administers the nodes
 MONITOR: Final = "monitor"  # reads the management API, no messages
@@ -104,18 +105,21 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """User → password, made once per cluster; the file is its owner's only."""
+    """User → password, made once per cluster; the file is its owner's only. Each role is a user of its own."""
 
     passwords: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def of(cls, root: Path) -> Credentials:
-        """Those of the cluster under `root`; made on the first call."""
+        """Those of the cluster under `root`; what is missing is made."""
         path = root / "credentials.json"
         if not path.exists():
-            users = (OPERATOR, MONITOR, *RoleKind)
-            _write_secret(path, json.dumps({str(user): secrets.token_urlsafe(24) for user in users}))
-        return cls(MappingProxyType(json.loads(path.read_text())))
+            _write_secret(path, "{}")
+        known: dict[str, str] = json.loads(path.read_text())
+        if missing := [user for user in (OPERATOR, MONITOR, *ROLES) if user not in known]:
+            known |= {user: secrets.token_urlsafe(24) for user in missing}
+            _write_secret(path, json.dumps(known))
+        return cls(MappingProxyType(known))
 
 
 def install(progress: Callable[[str], None] = lambda _: None) -> None:
@@ -419,13 +423,17 @@ def _node_name(number: int) -> str:
 
 
 def _definitions(credentials: Credentials) -> dict[str, object]:
-    """Users, permissions and the vhost, as the nodes load them at each start."""
+    """Users, permissions and the vhosts, as the nodes load them at each start."""
     tags = {OPERATOR: "administrator", MONITOR: "monitoring"}
-    granted = {OPERATOR: (".*", ".*", ".*"), MONITOR: ("^$", "^$", "^$")} | {
-        str(kind): _permissions(kind) for kind in RoleKind
-    }
+    granted = [
+        (user, vhost, rights)
+        for vhost in (VHOST, STREAM_VHOST)
+        for user, rights in ((OPERATOR, (".*", ".*", ".*")), (MONITOR, ("^$", "^$", "^$")))
+    ]
+    for role in ROLES.values():
+        granted += [(role.name, VHOST, _on_queues(role)), (role.name, STREAM_VHOST, _on_streams(role))]
     return {
-        "vhosts": [{"name": VHOST}],
+        "vhosts": [{"name": VHOST}, {"name": STREAM_VHOST}],
         "users": [
             {
                 "name": user,
@@ -436,33 +444,34 @@ def _definitions(credentials: Credentials) -> dict[str, object]:
             for user, password in credentials.passwords.items()
         ],
         "permissions": [
-            {"user": user, "vhost": VHOST, "configure": configure, "write": write, "read": read}
-            for user, (configure, write, read) in granted.items()
+            {"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}
+            for user, vhost, (configure, write, read) in granted
         ],
         "topic_permissions": [
-            {"user": str(kind), "vhost": VHOST, "exchange": EXCHANGE, "write": _topics(kind), "read": "^$"}
-            for kind in RoleKind
+            {"user": role.name, "vhost": VHOST, "exchange": EXCHANGE, "write": _topics(role), "read": "^$"}
+            for role in ROLES.values()
         ],
     }
 
 
-def _permissions(kind: RoleKind) -> tuple[str, str, str]:
-    """What a role of this kind may configure, write and read. Queues are <stream>.<group>, streams <stream>."""
-    roles = [role for role in ROLES.values() if role.kind is kind]
-    queues = [f"{stream}\\.{role.name}" for role in roles for stream in role.reads]
-    streams = [stream for role in roles for stream in (*role.reads, *role.looks_up)]
-    writes = [EXCHANGE, *_written(kind)] if _written(kind) else []
-    return "^$", _anchored(writes), _anchored([*queues, *streams])
+def _on_queues(role: Role) -> tuple[str, str, str]:
+    """What a role may configure, write and read: the exchange, its own queues <stream>.<group>, reference streams."""
+    reads = [f"{stream}\\.{role.name}" for stream in role.reads]
+    return "^$", _anchored([EXCHANGE] if _written(role) else []), _anchored([*reads, *role.looks_up])
 
 
-def _topics(kind: RoleKind) -> str:
-    """Which routing keys (<stream>.<key>) a role of this kind may publish with."""
-    return f"^({'|'.join(_written(kind))})\\..*$" if _written(kind) else "^$"
+def _on_streams(role: Role) -> tuple[str, str, str]:
+    """The same where each stream is one of RabbitMQ's."""
+    return "^$", _anchored(_written(role)), _anchored([*role.reads, *role.looks_up])
 
 
-def _written(kind: RoleKind) -> list[str]:
-    names = {stream for role in ROLES.values() if role.kind is kind for stream in role.writes}
-    return sorted(name for name in names if STREAMS[name].kind is not StreamKind.STATE)
+def _topics(role: Role) -> str:
+    """Which routing keys (<stream>.<key>) a role may publish with."""
+    return f"^({'|'.join(_written(role))})\\..*$" if _written(role) else "^$"
+
+
+def _written(role: Role) -> list[str]:
+    return sorted(name for name in role.writes if STREAMS[name].kind is not StreamKind.STATE)
 
 
 def _anchored(names: Sequence[str]) -> str:

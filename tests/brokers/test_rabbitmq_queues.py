@@ -173,7 +173,7 @@ def test_a_message_that_no_queue_takes_is_an_error_and_not_a_loss_in_silence(rab
 
 def test_a_role_may_do_its_own_part_only(rabbitmq: DisposableRabbitMQ) -> None:
     queues(address(rabbitmq, prefix=""))
-    generator = RabbitQueues(address(rabbitmq, "generator", prefix=""))
+    generator = RabbitQueues(address(rabbitmq, "positions-generator", prefix=""))
     publisher = generator.publisher("positions-generator")
     publisher.publish(outgoing(positions(1)))
     assert publisher.flush(30)
@@ -182,7 +182,7 @@ def test_a_role_may_do_its_own_part_only(rabbitmq: DisposableRabbitMQ) -> None:
         generator.create([STREAM], replication=1)
     with pytest.raises(SetupError):
         generator.source("positions", GROUP, Notebook())
-    sink = RabbitQueues(address(rabbitmq, "sink", prefix="")).source("positions", GROUP, Notebook())
+    sink = RabbitQueues(address(rabbitmq, GROUP, prefix="")).source("positions", GROUP, Notebook())
     assert len(take(sink, 1)[0]) == 1
     sink.close()
     forbidden = generator.publisher("positions-generator")
@@ -191,7 +191,7 @@ def test_a_role_may_do_its_own_part_only(rabbitmq: DisposableRabbitMQ) -> None:
         forbidden.flush(30)
     forbidden.close()
     with pytest.raises(SetupError):
-        RabbitQueues(replace(address(rabbitmq, "sink"), password="")).publisher("sink")
+        RabbitQueues(replace(address(rabbitmq, GROUP), password="")).publisher("sink")
     with pytest.raises(BrokerUnavailable):
         RabbitQueues(replace(address(rabbitmq), port=1)).create([STREAM], replication=1)
 

@@ -17,6 +17,7 @@ class Address:
     password: str = field(repr=False)
     host: str = "127.0.0.1"
     stream_port: int | None = None
+    management_port: int | None = None
     vhost: str = "streamgauge"
     prefix: str = ""
 

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from streaming.batch import Batch, Outgoing
 from streaming.errors import ChainBroken, Fenced
-from streaming.interfaces import Offsets, Publisher, Source
+from streaming.identities import Identities
+from streaming.interfaces import Offsets, Publisher, Remembered, Source
 
 PARTITION: Final = 0
 LOCK_TIMEOUT_S: Final = 10.0  # a predecessor that was killed is gone by then
@@ -113,6 +114,14 @@ class OutboxFile:
             return int((self.folder / "sent").read_text()) >= number
         except (FileNotFoundError, ValueError):
             return False
+
+    def remembered(self, used: Callable[[Any], int | Identities]) -> Remembered | None:
+        """What is committed, for those who only look; `used` reads the outcome's account. None before the first."""
+        outcome = self.read()
+        if outcome.state is None or outcome.used is None:
+            return None
+        unsent = {} if self.is_sent(outcome.number) else {each.stream: len(each.values) for each in outcome.outputs}
+        return Remembered(outcome.state, used(outcome.used), unsent)
 
     def mark_sent(self, number: int) -> None:
         """Note it; not durably, for publishing once more does no harm."""

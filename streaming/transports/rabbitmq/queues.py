@@ -1,7 +1,8 @@
 """RabbitMQ queues as a transport: a topic exchange, and for each (stream, group) a queue of its own bound to it.
 
 What it can: competing consumers, acknowledgement, back-pressure. What it cannot: read again what was acknowledged. So
-it is not a Replayable: it has no extents() and no count_between(), and a group that joins late gets what comes after.
+it is Queueing and not Replayable: it has no extents() and no count_between(), and a group that joins late gets what
+comes after.
 Reference data (`vehicles`) is also kept in a RabbitMQ stream, bound to the same exchange, and can be read whole.
 """
 
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from streaming.batch import Batch
-from streaming.errors import UsageError
-from streaming.interfaces import Codec, Identity, Keeper
+from streaming.errors import BrokerUnavailable, UsageError
+from streaming.identities import Identities
+from streaming.interfaces import Codec, Identity, Keeper, Remembered
 from streaming.topology import ROLES, STREAMS, Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.declaring import channel_of, ready_in
-from streaming.transports.rabbitmq.outbox import OutboxTransaction
+from streaming.transports.rabbitmq.management import ask, quoted
+from streaming.transports.rabbitmq.outbox import OutboxFile, OutboxTransaction
 from streaming.transports.rabbitmq.queue_flow import QueueInput, QueueOutput
 from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
 from streaming.transports.rabbitmq.queue_source import PREFETCH, QueueSource
@@ -120,6 +123,12 @@ class RabbitQueues:
             checkpoint=checkpoint,
         )
 
+    def remembered(self, role: str) -> Remembered | None:
+        """What the role's outbox on this machine holds; UsageError without the outboxes' folder."""
+        if self._outbox is None:
+            raise UsageError("a transformer's state is in its outbox: say in which folder")
+        return OutboxFile(self._outbox / f"{role}-0").remembered(Identities.load)
+
     def identity(self, stream: str) -> Identity:  # noqa: ARG002 - the same for all
         """The cluster's name. A queue made anew makes no file wrong, so it has no identity of its own."""
         with channel_of(self._address) as channel:
@@ -129,6 +138,18 @@ class RabbitQueues:
         """How many messages wait, ready to be delivered, in each group's queue."""
         with channel_of(self._address) as channel:
             return {group: ready_in(channel, self._address.queue(stream, group)) for group in self._readers(stream)}
+
+    def held(self, stream: str, group: str) -> int:
+        """How many messages the group has not acknowledged, from the management API, whose numbers are seconds old.
+
+        BrokerUnavailable when it does not answer or knows no number yet.
+        """
+        found = ask(
+            self._address, f"/queues/{quoted(self._address.vhost)}/{quoted(self._address.queue(stream, group))}"
+        )
+        if "messages" not in found:
+            raise BrokerUnavailable(f"RabbitMQ at {self._address} has not counted {stream}.{group} yet")
+        return int(found["messages"])
 
     def _declare_exchanges(self, channel: Any) -> None:
         dead = self._address.dead_letters

@@ -20,11 +20,11 @@ from rstream.constants import OffsetType
 
 from streaming.batch import Batch
 from streaming.errors import UsageError
-from streaming.interfaces import Extent, Identity, Keeper
+from streaming.interfaces import Extent, Identity, Keeper, Remembered
 from streaming.topology import Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.declaring import channel_of, ready_in
-from streaming.transports.rabbitmq.outbox import OutboxTransaction
+from streaming.transports.rabbitmq.outbox import OutboxFile, OutboxTransaction
 from streaming.transports.rabbitmq.stream_flow import StreamInput, StreamOutput
 from streaming.transports.rabbitmq.stream_frames import unpack
 from streaming.transports.rabbitmq.stream_loop import EventLoop, close, connect, translated
@@ -120,6 +120,12 @@ class RabbitStreams:
             forget=forget,
             checkpoint=checkpoint,
         )
+
+    def remembered(self, role: str) -> Remembered | None:
+        """What the role's outbox on this machine holds; UsageError without the outboxes' folder."""
+        if self._outbox is None:
+            raise UsageError("a transformer's state is in its outbox: say in which folder")
+        return OutboxFile(self._outbox / f"{role}-0").remembered(lambda used: int(used[0]))
 
     def read_all(self, stream: str) -> list[Batch]:
         """Every record from the oldest to the present end."""

@@ -1,0 +1,40 @@
+"""Questions to RabbitMQ's management API, read only. Its numbers of messages are some seconds old."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+from typing import Any, Final
+from urllib.parse import quote
+
+from streaming.errors import BrokerUnavailable, SetupError
+from streaming.transports.rabbitmq.address import Address
+
+_TIMEOUT_S: Final = 10.0
+
+
+def ask(address: Address, path: str) -> Any:
+    """The answer to GET /api`path`, as Python values. SetupError when refused, BrokerUnavailable when there is none."""
+    if address.management_port is None:
+        raise SetupError(f"{address}: the port of the management plugin is missing", "say where the plugin listens")
+    token = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
+    connection = http.client.HTTPConnection(address.host, address.management_port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/api{path}", headers={"Authorization": f"Basic {token}"})
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokerUnavailable(f"RabbitMQ's management API at {address} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if response.status in {401, 403}:
+        raise SetupError(f"RabbitMQ's management API refuses {address}", "check user, password and tags")
+    if response.status >= 400:
+        raise BrokerUnavailable(f"RabbitMQ's management API at {address}: {path}: {response.status} {answer[:200]!r}")
+    return json.loads(answer)
+
+
+def quoted(name: str) -> str:
+    """A name as a part of a path."""
+    return quote(name, safe="")
