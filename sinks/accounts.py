@@ -17,7 +17,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sinks.findings import EXAMPLES, TableReport
-from sinks.formats import footer
 from sinks.reader import Slot, role_of, scan_slots
 from streaming.events import ORIGIN
 from streaming.generators.ledger import Account
@@ -46,10 +45,17 @@ def claims_of(accounts: Iterable[Account], stream: str) -> dict[Life, Claim]:
     }
 
 
-def claims_of_counts(prefix: str, emitted: Mapping[int, int]) -> dict[Life, Claim]:
-    """The claims of a transformer that has committed `emitted` rows of each input partition, numbered from 0."""
-    whole = {partition: IntervalSet.of_ranges([(0, count)]) for partition, count in emitted.items()}
-    return {(f"{prefix}-{partition}", 0): Claim(numbers, numbers) for partition, numbers in whole.items()}
+def claims_of_counts(prefix: str, emitted: Mapping[int, int], unsent: Mapping[int, int]) -> dict[Life, Claim]:
+    """The claims of a transformer that has committed `emitted` rows of each input partition, numbered from 0.
+
+    The last `unsent` of them may not be on the broker yet.
+    """
+    return {
+        (f"{prefix}-{partition}", 0): Claim(
+            IntervalSet.of_ranges([(0, count)]), IntervalSet.of_ranges([(0, count - unsent.get(partition, 0))])
+        )
+        for partition, count in emitted.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,8 @@ def _checked(report: TableReport, slot: Slot) -> pl.DataFrame | None:
         report.add("corrupt", 1, [f"{name} is unreadable"])
         return None
     problems = []
-    if (claimed := _claimed_rows(slot)) != len(frame):
-        problems.append(f"{name} holds {len(frame)} rows and says {claimed}")
+    if slot.claimed_rows != len(frame):
+        problems.append(f"{name} holds {len(frame)} rows and says {slot.claimed_rows}")
     outside = ~pl.col("_offset").is_between(slot.base, slot.next - 1) | (pl.col("_partition") != slot.partition)
     if strangers := frame.filter(outside).height:
         problems.append(f"{name} holds {strangers} rows from outside [{slot.base}, {slot.next})")
@@ -128,14 +134,6 @@ def _checked(report: TableReport, slot: Slot) -> pl.DataFrame | None:
     back = frame.filter(pl.col("_offset").diff() <= 0)
     report.add("reordered", len(back), (f"{name} offset {offset}" for offset in back["_offset"]))
     return frame
-
-
-def _claimed_rows(slot: Slot) -> int | None:
-    """How many rows the file says it was written with; None when it says nothing."""
-    try:
-        return int(footer(slot.path).facts.get("count", slot.rows))
-    except (OSError, ValueError):
-        return None
 
 
 def _check_order(report: TableReport, rows: pl.DataFrame) -> None:

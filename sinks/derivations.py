@@ -12,7 +12,8 @@ from typing import Final
 
 import polars as pl
 
-from sinks.cut import Cut, Ends
+from sinks.cut import Cut
+from sinks.ends import End, Ends, is_below
 from sinks.findings import DAMAGE, EXAMPLES, TableReport
 from sinks.reader import Slot, scan_slots
 from sinks.recomputation import (
@@ -30,7 +31,7 @@ from streaming.transformers.enrichment import REFERENCE, latest
 
 _PLACE: Final = ["_partition", "_offset"]
 _ALERT: Final = [*WINDOW, "kind"]
-_VEHICLES: Final = ("sequence", *REFERENCE)
+_VEHICLES: Final = (*ORIGIN, *REFERENCE)
 _FIX: Final = ["vehicle", *ORIGIN, "event_time", "latitude", "longitude", "speed_mps"]
 
 
@@ -48,7 +49,7 @@ class Landed:
         if not wanted or not ends:
             kinds = polars_schema(STREAMS[stream].schema) | dict.fromkeys(_PLACE, pl.Int64)
             return pl.DataFrame(schema={name: kinds[name] for name in (*columns, *_PLACE)})
-        return scan_slots(wanted).select(*columns, *_PLACE).filter(_below(ends)).sort(_PLACE).collect()
+        return scan_slots(wanted).filter(_below(ends)).select(*columns, *_PLACE).sort(_PLACE).collect()
 
     def is_comparable(self, streams: Sequence[str], *inputs: str) -> bool:
         """Whether the inputs' files are whole and complete. If not, the streams' reports get a note."""
@@ -62,7 +63,7 @@ class Landed:
 
 
 def _below(ends: Ends) -> pl.Expr:
-    behind = [(pl.col("_partition") == partition) & (pl.col("_offset") < end) for partition, end in ends.items()]
+    behind = [(pl.col("_partition") == partition) & is_below(end) for partition, end in ends.items()]
     return pl.any_horizontal(behind)
 
 
@@ -108,9 +109,9 @@ def check_alerts(landed: Landed) -> None:
     if not landed.is_comparable(("alerts",), "position_means", "vehicles"):
         return
     due, inputs = landed.cut.due, landed.cut.inputs
-    history = landed.rows("vehicles", [*_VEHICLES], inputs["vehicles"])
+    history = _history(landed)
     alerts = landed.rows("alerts", ["producer", *WINDOW, "kind", *ALERT_VALUES, "vehicles_version"], due["alerts"])
-    columns = [*WINDOW, "window_end", "latitude", "longitude", "speed_mps"]
+    columns = [*ORIGIN, *WINDOW, "window_end", "latitude", "longitude", "speed_mps"]
     for partition, end in inputs["position_means"].items():
         means = with_scores(landed.rows("position_means", columns, {partition: end}, partition))
         own = alerts.filter(pl.col("producer") == f"alerts-{partition}")
@@ -120,8 +121,17 @@ def check_alerts(landed: Landed) -> None:
         _check_silence(report, means, own, history, due["position_means"].get(partition, 0))
 
 
+def _history(landed: Landed) -> pl.DataFrame:
+    """The vehicles' records at the offsets that versions count."""
+    rows = landed.rows("vehicles", _VEHICLES, landed.cut.inputs["vehicles"])
+    places = landed.cut.places.get("vehicles")
+    if places is None:
+        return rows
+    return rows.drop("_offset").join(places, on=ORIGIN).sort("_offset")
+
+
 def _check_silence(
-    report: TableReport, means: pl.DataFrame, alerts: pl.DataFrame, history: pl.DataFrame, due: int
+    report: TableReport, means: pl.DataFrame, alerts: pl.DataFrame, history: pl.DataFrame, due: End
 ) -> None:
     """Alerts that every version of the vehicles says must be, whichever it was that judged, and that are not there.
 
@@ -135,7 +145,7 @@ def _check_silence(
             oldest=pl.col("version").forward_fill().fill_null(0),
             newest=pl.col("version").backward_fill().fill_null(newest),
         )
-        .filter(pl.col("_offset") < due)
+        .filter(is_below(due))
     )
     for (oldest, youngest), windows in bounds.group_by("oldest", "newest"):
         certain = _unchanged(history, int(str(oldest)), int(str(youngest)))
@@ -162,14 +172,16 @@ def check_formats(
     for partition, end in ends.items():
         pair = [
             scan_slots([slot for slot in slots if slot.partition == partition])
+            .filter(is_below(end))
             .select(*columns, *_PLACE)
-            .filter(pl.col("_offset") < end)
             .collect()
             for slots in (own, others)
             if any(slot.partition == partition for slot in slots)
         ]
         if len(pair) == 2:
-            differing = pair[0].join(pair[1], on=[*_PLACE, *columns], how="anti", nulls_equal=True)
+            # Two sinks of queues number what arrives each for itself; there the events alone must be the same.
+            place = _PLACE if isinstance(end, int) else []
+            differing = pair[0].join(pair[1], on=[*place, *columns], how="anti", nulls_equal=True)
             report.at_least("wrong", len(differing), _shown(differing, _PLACE))
 
 

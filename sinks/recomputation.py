@@ -15,6 +15,7 @@ from typing import Final
 
 import polars as pl
 
+from sinks.ends import End, is_below
 from streaming.events import ORIGIN
 from streaming.transformers.anomalies import FASTEST_MPS, LEAST_SPREAD_MPS, THRESHOLD, WARM_UP, WEIGHT
 from streaming.transformers.enrichment import enriched
@@ -26,16 +27,16 @@ MEANS_VALUES: Final = ["window_end", "count", "latitude", "longitude", "speed_mp
 ALERT_VALUES: Final = ["window_end", "value", "limit", "model", "depot"]
 
 
-def with_lateness(positions: pl.DataFrame, due: int) -> pl.DataFrame:
+def with_lateness(positions: pl.DataFrame, due: End) -> pl.DataFrame:
     """One partition's positions, in offset order, plus window_start, window_end, is_late and is_due.
 
-    is_late: the window had closed before this row came; is_due: it has closed by the last row below offset `due`.
+    is_late: the window had closed before this row came; is_due: it has closed by the last row below `due`.
     """
     window, wait = pl.duration(microseconds=WINDOW_US), pl.duration(microseconds=LATENESS_US)
     start = pl.col("event_time").dt.truncate(f"{WINDOW_US}us")
     watermark = pl.col("event_time").cum_max().shift(1).over("producer")
-    last = pl.col("event_time").filter(pl.col("_offset") < due).max().over("producer")
-    return positions.with_columns(window_start=start, window_end=start + window).with_columns(
+    last = pl.col("event_time").filter(pl.col("is_due")).max().over("producer")
+    return positions.with_columns(window_start=start, window_end=start + window, is_due=is_below(due)).with_columns(
         is_late=(pl.col("window_end") + wait <= watermark).fill_null(value=False),
         is_due=(pl.col("window_end") + wait <= last).fill_null(value=False),
     )

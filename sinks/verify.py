@@ -10,7 +10,7 @@ confirmed it, its sequence is missing and counts as lost, because what that prod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -21,12 +21,14 @@ from sinks.accounts import Claim, Files, Life, check_files, check_identities, cl
 from sinks.cut import Cut, high_water, snapshots, take_cut
 from sinks.derivations import Landed, check_alerts, check_formats, check_means
 from sinks.findings import Report, TableReport
+from sinks.queue_cut import take_queue_cut
 from sinks.reader import quarantine_scan, slots
 from streaming.codecs import codec
+from streaming.errors import UsageError
 from streaming.events import MARK
 from streaming.generators.ledger import Account, read_ledgers
 from streaming.home import Home
-from streaming.interfaces import Transport
+from streaming.interfaces import Queueing, Replayable, Transport
 from streaming.intervals import IntervalSet
 from streaming.lab import Lab
 from streaming.topology import ROLES, STREAMS, Role, RoleKind, StreamKind
@@ -43,7 +45,7 @@ def verify(
     broker = transport.name
     taken_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = _claims(transport, read_ledgers(home.ledgers(broker)))
-    cut = take_cut(home, broker, transport, wait_s=wait_s, progress=progress)
+    cut = _cut(home, transport, lab, before, wait_s=wait_s, progress=progress)
     tables = [_read_table(home, broker, role, cut, progress) for role in _SINKS]
     after = _claims(transport, read_ledgers(home.ledgers(broker)))
     for table in tables:
@@ -53,6 +55,23 @@ def verify(
     progress("recomputing what is derived")
     _check_values(tables, cut)
     return Report(broker, taken_at, cut.waited_s, tuple(table.report for table in tables))
+
+
+def _cut(
+    home: Home,
+    transport: Transport,
+    lab: Lab,
+    claims: Mapping[str, Mapping[Life, Claim]],
+    *,
+    wait_s: float,
+    progress: Callable[[str], None],
+) -> Cut:
+    """A cut of the kind that the transport allows."""
+    if isinstance(transport, Replayable):
+        return take_cut(home, transport.name, transport, wait_s=wait_s, progress=progress)
+    if isinstance(transport, Queueing):
+        return take_queue_cut(home, transport, lab, claims, wait_s=wait_s, progress=progress)
+    raise UsageError(f"{transport.name} can neither replay nor say what waits: there is no moment to verify at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +98,10 @@ def _claims(transport: Transport, accounts: list[Account]) -> dict[str, dict[Lif
     claims = {name: claims_of(accounts, name) for name in STREAMS}
     for role in (role for role in ROLES.values() if role.kind is RoleKind.TRANSFORMER):
         step = step_for(role, vehicles=(pl.DataFrame(), 0))
-        emitted = {at: step.load(one.state).emitted for at, one in snapshots(transport, role).items()}
-        claims[role.writes[0]] = claims_of_counts(role.name.removesuffix(f"-{role.kind}"), emitted)
+        found, made = snapshots(transport, role), role.writes[0]
+        emitted = {at: step.load(one.state).emitted for at, one in found.items()}
+        unsent = {at: one.unsent.get(made, 0) for at, one in found.items()}
+        claims[made] = claims_of_counts(role.name.removesuffix(f"-{role.kind}"), emitted, unsent)
     claims["late_positions"] = {life: Claim(claim.attempted) for life, claim in claims["positions"].items()}
     return claims
 
