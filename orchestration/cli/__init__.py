@@ -1,7 +1,8 @@
 """The command line: `streamgauge`. Starts quickly: Dagster and the brokers' clients are imported when they are needed.
 
-Exit codes: 0 fine; 1 found a problem; 2 wrong use; 3 the machine lacks something; 4 no broker answers; 6 not everything
-has landed yet (verify); 65 a person must decide; 75 start me again (the supervisor does); 130 interrupted.
+Exit codes: 0 fine; 1 found a problem; 2 wrong use; 3 the machine lacks something; 4 no broker answers; 5 another
+experiment runs; 6 not everything has landed yet (verify); 65 a person must decide; 75 start me again (the supervisor
+does); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 import typer
 
-from orchestration.cli import containers, doctor, flow, lab
+from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look
 from streaming.errors import StreamgaugeError
 
 app = typer.Typer(
@@ -25,8 +26,11 @@ app = typer.Typer(
 )
 lab.register(app)
 flow.register(app)
+experiment.register(app)
 containers.register(app)
 doctor.register(app)
+look.register(app)
+broker.register(app)
 
 
 def main() -> None:
