@@ -92,3 +92,11 @@ def test_without_network_the_first_set_up_says_what_it_needs(folder: Path) -> No
     with pytest.raises(SetupError, match="no network") as caught:
         jars.install()
     assert "connect to the network" in caught.value.remedy
+
+
+def test_a_changed_jar_is_a_finding_that_names_it(folder: Path) -> None:
+    folder.mkdir()
+    (folder / JAR.filename).write_bytes(b"evil")
+    found = jars.examine()
+    assert not found.ok
+    assert str(folder / JAR.filename) in found.remedy
