@@ -18,6 +18,8 @@ from typing import Final
 
 import polars as pl
 
+from orchestration.brokers import Wired, service_name, transport_of
+from sinks.arrivals import ArrivalSink
 from sinks.files import FileSink
 from streaming.codecs import codec
 from streaming.declarations import made
@@ -30,8 +32,8 @@ from streaming.generators.replay import SHIPPED, Rebase, Replay, producer_name
 from streaming.generators.run import Generator, Sent, produce
 from streaming.generators.vehicles import Vehicles, recorded_reference_data, reference_data
 from streaming.home import Home
-from streaming.interfaces import Codec
-from streaming.lab import Lab
+from streaming.interfaces import Codec, Replayable, Transport
+from streaming.lab import KAFKA, Lab
 from streaming.progress import Progress
 from streaming.service import Limits, run_flow, run_sink
 from streaming.topology import STREAMS, Role, RoleKind, StreamKind, stream
@@ -39,7 +41,6 @@ from streaming.transformers.flows import reference_table, step_for
 from streaming.transports.kafka import KafkaTransport
 from streaming.turns import SUFFIX, Turns
 
-BROKER: Final = "kafka"
 _LOOK_AGAIN_S: Final = 0.5
 _log = logging.getLogger(__name__)
 
@@ -66,43 +67,57 @@ def create_topics(lab: Lab) -> None:
     connect(lab).create(STREAMS.values(), replication=lab.replication)
 
 
-def run(chosen: Role, home: Home, lab: Lab) -> None:
+def run(chosen: Role, home: Home, lab: Lab, *, broker: str = KAFKA) -> None:
     """Run a role as the lab configured it, until told to stop: what the supervisor starts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     if chosen.name == "recording-replay":
         options = ReplayOptions(recording_of(lab), loop=True)
-        replay(home, lab, options, Limits(), role_name=chosen.name)
+        replay(home, lab, options, Limits(), role_name=chosen.name, broker=broker)
     elif chosen.kind is RoleKind.GENERATOR:
-        generate(chosen, home, lab, Limits())
+        generate(chosen, home, lab, Limits(), broker=broker)
     elif chosen.kind is RoleKind.TRANSFORMER:
-        transform(chosen, home, lab, Limits())
+        transform(chosen, home, lab, Limits(), broker=broker)
     else:
-        sink(chosen, home, lab, Limits())
+        sink(chosen, home, lab, Limits(), broker=broker)
 
 
 def generate(
-    chosen: Role, home: Home, lab: Lab, limits: Limits, *, producer: str | None = None, is_paced: bool = True
+    chosen: Role,
+    home: Home,
+    lab: Lab,
+    limits: Limits,
+    *,
+    producer: str | None = None,
+    is_paced: bool = True,
+    broker: str = KAFKA,
 ) -> Sent:
     """Run a simulating generator in this process. Unpaced ones live in simulated time, under a name of their own."""
     name = producer or (chosen.name if is_paced else fresh_name(chosen.name))
-    return _produce(_generator(chosen, lab, is_paced=is_paced), name, chosen.name, home, lab, limits)
+    made_by = _Producer(name, chosen.name, chosen.name, broker)
+    return _produce(_generator(chosen, lab, is_paced=is_paced), made_by, home, lab, limits)
 
 
-def replay(home: Home, lab: Lab, options: ReplayOptions, limits: Limits, *, role_name: str | None = None) -> Sent:
+def replay(
+    home: Home, lab: Lab, options: ReplayOptions, limits: Limits, *, role_name: str | None = None, broker: str = KAFKA
+) -> Sent:
     """Replay a recording into `positions`. Rows that can't be read are put aside in the home; how many is logged."""
     recording = read(options.path, options.mapping, aside=home.root / "rejected")
     if recording.rejected:
         _log.warning("%s: %d rows can't be read; see %s", options.path, recording.rejected, recording.aside)
     generator = Replay(recording, speed=options.speed, rebase=options.rebase, is_looped=options.loop)
     name = options.producer or producer_name(options.path)
-    return _produce(generator, name, role_name or name, home, lab, limits)
+    return _produce(generator, _Producer(name, role_name or name, "recording-replay", broker), home, lab, limits)
 
 
-def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0) -> None:
-    """Run a transformer in this process; it waits for its reference data."""
+def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0, broker: str = KAFKA) -> None:
+    """Run a transformer in this process; it waits for its reference data.
+
+    UsageError for a second instance on RabbitMQ: its state would be another's, for the input is one partition.
+    """
+    if instance and broker != KAFKA:
+        raise UsageError(f"--instance {instance}: on {broker} a transformer's input is one partition, so there is one")
     stop = _stop_on_signals()
-    transport = connect(lab)
-    create_topics(lab)
+    transport = _joined(home, lab, broker, chosen.name)
     codecs = {name: _codec(lab, name) for name in (*chosen.reads, *chosen.writes) if name in _WITH_SCHEMA}
     vehicles = _vehicles(transport, lab, stop) if "vehicles" in chosen.looks_up else None
     if stop.is_set():
@@ -113,21 +128,22 @@ def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: i
         step_for(chosen, vehicles=vehicles),
         codecs,
         stop=stop,
-        progress=_progress(home, chosen.name, instance),
+        progress=_progress(home, service_name(broker, chosen.name), instance),
         limits=limits,
         instance=instance,
     )
 
 
-def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0) -> None:
+def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0, broker: str = KAFKA) -> None:
     """Run a sink in this process."""
     stop = _stop_on_signals()
-    transport = connect(lab)
-    create_topics(lab)
+    transport = _joined(home, lab, broker, chosen.name)
     source = chosen.reads[0]
-    files = FileSink(
+    # Where positions of the input last, they name the slots; of a queue, the rows are numbered as they arrive.
+    lands: type[FileSink | ArrivalSink] = FileSink if isinstance(transport, Replayable) else ArrivalSink
+    files = lands(
         home,
-        BROKER,
+        broker,
         chosen,
         _codec(lab, source),
         transport.identity(source),
@@ -139,7 +155,7 @@ def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 
         chosen,
         files,
         stop=stop,
-        progress=_progress(home, chosen.name, instance),
+        progress=_progress(home, service_name(broker, chosen.name), instance),
         limits=limits,
         instance=instance,
     )
@@ -195,13 +211,30 @@ def crash_point(environ: Mapping[str, str]) -> Callable[[str], None]:
 _WITH_SCHEMA: Final = frozenset(each.name for each in STREAMS.values() if each.kind is not StreamKind.STATE)
 
 
-def _produce(generator: Generator, name: str, role_name: str, home: Home, lab: Lab, limits: Limits) -> Sent:
+def _joined(home: Home, lab: Lab, broker: str, role: str) -> Wired:
+    """The broker as a role sees it. Kafka's topics are made where missing; RabbitMQ lets nobody but `up` do that."""
+    if broker == KAFKA:
+        create_topics(lab)
+    return transport_of(home, lab, broker, role)
+
+
+@dataclass(frozen=True, slots=True)
+class _Producer:
+    """Under which name something is produced, whose progress that is, and as which role the broker knows it."""
+
+    name: str
+    reported_as: str
+    user: str
+    broker: str
+
+
+def _produce(generator: Generator, producer: _Producer, home: Home, lab: Lab, limits: Limits) -> Sent:
     stop = _stop_on_signals()
-    transport = connect(lab)
-    create_topics(lab)
+    transport = _joined(home, lab, producer.broker, producer.user)
     parameters = getattr(generator, "parameters", {})
-    with Ledger.open(home.ledgers(BROKER), name, generator.stream, seed=lab.seed, parameters=parameters) as ledger:
-        publisher = transport.publisher(name)
+    ledgers = home.ledgers(producer.broker)
+    with Ledger.open(ledgers, producer.name, generator.stream, seed=lab.seed, parameters=parameters) as ledger:
+        publisher = transport.publisher(producer.name)
         try:
             return produce(
                 generator,
@@ -210,7 +243,7 @@ def _produce(generator: Generator, name: str, role_name: str, home: Home, lab: L
                 ledger,
                 stop=stop,
                 limits=limits,
-                progress=_progress(home, role_name, 0),
+                progress=_progress(home, service_name(producer.broker, producer.reported_as), 0),
             )
         finally:
             publisher.close()
@@ -229,7 +262,7 @@ def _generator(chosen: Role, lab: Lab, *, is_paced: bool) -> Generator:
     return Vehicles(pl.concat([reference_data(lab.seed, lab.vehicles), recorded]))
 
 
-def _vehicles(transport: KafkaTransport, lab: Lab, stop: threading.Event) -> tuple[pl.DataFrame, int]:
+def _vehicles(transport: Transport, lab: Lab, stop: threading.Event) -> tuple[pl.DataFrame, int]:
     """The vehicles table, as soon as there is one."""
     while not stop.is_set():
         table, version = reference_table(transport.read_all("vehicles"), _codec(lab, "vehicles"))

@@ -27,6 +27,11 @@ DAMAGE: Final = ("lost", "duplicated", "unexpected", "corrupt", "reordered", "wr
 EXAMPLES: Final = 5
 
 
+def worst(exit_codes: Iterable[int]) -> int:
+    """What several reports come to: damage (1) before what is pending (6) before nothing (0)."""
+    return min((code for code in exit_codes if code), default=0)
+
+
 @dataclass(slots=True)
 class TableReport:
     """One table: what is in its files, and how often each of WORDS applies, with at most EXAMPLES examples each."""

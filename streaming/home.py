@@ -74,6 +74,10 @@ class Home:
         """What each producer attempted and what was confirmed: <producer>/<epoch>.jsonl."""
         return self.root / "ledgers" / broker
 
+    def outboxes(self, broker: str) -> Path:
+        """Transformers' states and last outputs, where the broker has no transactions: <role>-<instance>/."""
+        return self.root / "outboxes" / broker
+
     @property
     def run(self) -> Path:
         """Process ids, sockets and each role's progress: <role>.json."""

@@ -12,6 +12,10 @@ from streaming.home import Home
 
 DEFAULT_PORT_BASE: Final = 29000
 BROKER_COUNT: Final = 3
+KAFKA: Final = "kafka"
+QUEUES: Final = "rabbitmq"
+RABBITMQ_STREAMS: Final = "rabbitmq-stream"
+BROKERS: Final = (KAFKA, QUEUES, RABBITMQ_STREAMS)  # each carries the whole application
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +30,19 @@ class Lab:
     rate_hz: float = 10.1  # positions a second and vehicle: above 10, so that the measured rate is at least 10.0
     seed: int = 1
     recording: str | None = None  # the file that recording-replay replays; None: the one that ships
+    brokers: tuple[str, ...] = (KAFKA,)  # which of BROKERS this lab runs the application on
+    rabbitmq_nodes: int = 1
     prefix: str = ""  # before every name on the brokers (topics, groups): a profile's or a guest's own
 
     @property
     def owns_brokers(self) -> bool:
-        """Whether the brokers are this lab's own processes."""
-        return self.bootstrap_servers is None
+        """Whether Kafka's brokers are this lab's own processes."""
+        return self.bootstrap_servers is None and KAFKA in self.brokers
+
+    @property
+    def has_rabbitmq(self) -> bool:
+        """Whether this lab runs RabbitMQ nodes; they are always its own."""
+        return any(broker != KAFKA for broker in self.brokers)
 
     def broker_port(self, number: int) -> int:
         """The client port of Kafka broker `number` (1, 2, 3)."""
@@ -64,7 +75,8 @@ class Lab:
         """The lab of this home; the defaults when `up` has not run yet."""
         path = home.root / "lab.json"
         try:
-            return cls(**json.loads(path.read_text()))
+            kept = json.loads(path.read_text())
+            return cls(**kept | {"brokers": tuple(kept.get("brokers", (KAFKA,)))})
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:
@@ -80,6 +92,10 @@ class Lab:
             raise UsageError(f"--port-base {lab.port_base}: ports go from 1024 to 65000")
         if lab.vehicles < 1:
             raise UsageError(f"--vehicles {lab.vehicles}: at least one")
+        if not lab.brokers or set(lab.brokers) - set(BROKERS):
+            raise UsageError(f"--brokers {','.join(lab.brokers)}: some of {','.join(BROKERS)}")
+        if lab.rabbitmq_nodes not in {1, 3}:
+            raise UsageError(f"--rabbitmq-nodes {lab.rabbitmq_nodes}: 1 or 3")
         if lab.rate_hz <= 0:
             raise UsageError(f"--rate {lab.rate_hz}: messages a second and vehicle, above 0")
         return lab

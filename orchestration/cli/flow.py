@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestration.cli.options import HomeOption, JsonOption, opened, print_json
+from orchestration.cli.options import BrokerOption, HomeOption, JsonOption, broker_of, opened, print_json
 from streaming.errors import UsageError
+from streaming.lab import KAFKA
 from streaming.topology import ROLES, Role, RoleKind, role
 
 ServersOption = Annotated[str | None, typer.Option("--bootstrap-servers", help="Default: the lab's own brokers.")]
@@ -41,6 +42,7 @@ def produce(
     mapping: Annotated[str, typer.Option("--map", help="our=theirs,… e.g. latitude=lat,vehicle=uid")] = "",
     duration: ForOption = None,
     messages: MessagesOption = None,
+    broker: BrokerOption = KAFKA,
     *,
     loop: Annotated[bool, typer.Option("--loop", help="Replay again and again.")] = False,
 ) -> None:
@@ -57,10 +59,11 @@ def produce(
         options = roles.ReplayOptions(
             replay, _speed(speed), roles.rebase_of(rebase), _mapping(mapping), loop=loop, producer=producer
         )
-        roles.replay(opened_home, lab, options, limits)
+        roles.replay(opened_home, lab, options, limits, broker=broker_of(broker))
     else:
         chosen = _role(f"{stream}-generator", RoleKind.GENERATOR)
-        roles.generate(chosen, opened_home, lab, limits, producer=producer, is_paced=rate != "max")
+        is_paced = rate != "max"
+        roles.generate(chosen, opened_home, lab, limits, producer=producer, is_paced=is_paced, broker=broker_of(broker))
 
 
 def transform(
@@ -70,14 +73,16 @@ def transform(
     instance: InstanceOption = 0,
     duration: ForOption = None,
     messages: MessagesOption = None,
+    broker: BrokerOption = KAFKA,
 ) -> None:
-    """Run one transformer: read a stream, compute, write streams, in Kafka transactions."""
+    """Run one transformer: read a stream, compute, write streams: input, state and output as one."""
     from orchestration import roles
 
     opened_home, lab = opened(home)
     chosen = _role(f"{name}-transformer", RoleKind.TRANSFORMER)
     lab = lab.changed({"bootstrap_servers": servers})
-    roles.transform(chosen, opened_home, lab, roles.limits_of(duration, messages), instance=instance)
+    limits = roles.limits_of(duration, messages)
+    roles.transform(chosen, opened_home, lab, limits, instance=instance, broker=broker_of(broker))
 
 
 def sink(
@@ -87,6 +92,7 @@ def sink(
     instance: InstanceOption = 0,
     duration: ForOption = None,
     messages: MessagesOption = None,
+    broker: BrokerOption = KAFKA,
 ) -> None:
     """Run one sink: land a stream in files, exactly once."""
     from orchestration import roles
@@ -94,38 +100,45 @@ def sink(
     opened_home, lab = opened(home)
     chosen = _role(name, RoleKind.SINK)
     lab = lab.changed({"bootstrap_servers": servers})
-    roles.sink(chosen, opened_home, lab, roles.limits_of(duration, messages), instance=instance)
+    limits = roles.limits_of(duration, messages)
+    roles.sink(chosen, opened_home, lab, limits, instance=instance, broker=broker_of(broker))
 
 
-def run_supervised(name: str, home: HomeOption = None) -> None:
+def run_supervised(name: str, home: HomeOption = None, broker: BrokerOption = KAFKA) -> None:
     """Run a role as the lab configured it: what the supervisor starts."""
     from orchestration import roles
 
     opened_home, lab = opened(home)
-    roles.run(role(name), opened_home, lab)
+    roles.run(role(name), opened_home, lab, broker=broker_of(broker))
 
 
 def verify(
     home: HomeOption = None,
     servers: ServersOption = None,
     wait: Annotated[str, typer.Option(help="How long to wait for the sinks: 60s, 5m.")] = "60s",
+    broker: Annotated[str | None, typer.Option(help="Of this broker only. Default: of each that the lab has.")] = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Reconcile the producers' ledgers with the files: lost, duplicated, … Exit code 1 on damage, 6 when unfinished."""
     from orchestration import roles
+    from orchestration.brokers import transport_of
+    from sinks.findings import worst
     from sinks.verify import verify as reconcile
 
     opened_home, lab = opened(home)
     lab = lab.changed({"bootstrap_servers": servers})
-    console = Console(stderr=True)
-    with console.status("taking a cut") as status:
-        report = reconcile(opened_home, roles.connect(lab), lab, wait_s=roles.seconds(wait), progress=status.update)
+    console, reports = Console(stderr=True), []
+    for name in (broker_of(broker),) if broker else lab.brokers:
+        with console.status("taking a cut") as status:
+            transport = transport_of(opened_home, lab, name)
+            reports.append(reconcile(opened_home, transport, lab, wait_s=roles.seconds(wait), progress=status.update))
+        if not as_json:
+            Console().print(reports[-1].render())
     if as_json:
-        print_json(report.to_dict())
-    else:
-        Console().print(report.render())
-    raise typer.Exit(report.exit_code)
+        documents = [report.to_dict() for report in reports]
+        print_json(documents if len(documents) > 1 else documents[0])
+    raise typer.Exit(worst(report.exit_code for report in reports))
 
 
 def _role(name: str, kind: RoleKind) -> Role:

@@ -9,14 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from streaming.errors import UsageError
 from streaming.home import Home
-from streaming.lab import Lab
+from streaming.lab import BROKERS, Lab
 
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", envvar="STREAMGAUGE_HOME", help="The lab's home. Default: .streamgauge in the project."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+BrokerOption = Annotated[str, typer.Option("--broker", help="kafka, rabbitmq (queues) or rabbitmq-stream.")]
 RoleArgument = Annotated[str, typer.Argument(help="A service's name; `streamgauge status` lists them.")]
 
 
@@ -30,6 +32,18 @@ def opened(option: Path | None) -> tuple[Home, Lab]:
     """Home and the lab remembered in it."""
     home = home_of(option)
     return home, Lab.load(home)
+
+
+def broker_of(option: str) -> str:
+    """The broker an option names; UsageError naming all if there is none."""
+    if option not in BROKERS:
+        raise UsageError(f"--broker {option}: one of {', '.join(BROKERS)}")
+    return option
+
+
+def brokers_of(option: str | None) -> tuple[str, ...] | None:
+    """The brokers that `--brokers kafka,rabbitmq` names."""
+    return None if option is None else tuple(broker_of(name.strip()) for name in option.split(","))
 
 
 def print_json(value: Any) -> None:
