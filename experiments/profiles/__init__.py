@@ -1,0 +1,1 @@
+"""Profiles: every role of the application under scalene and cProfile, and what their numbers say."""

@@ -1,0 +1,256 @@
+"""Profiles in a terminal: what dominates in a sentence, shares as bars, hot lines with their source, top calls.
+
+Invariant: what is shown comes from the run's tables; nothing is computed here but shares and differences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from experiments.profiles import calls, patterns, results
+from experiments.profiles.runs import Run, Status
+
+BAR: Final = 24
+SHOWN: Final = 15
+_COLOURS: Final = {"python": "blue", "native": "yellow", "system": "bright_black"}
+_STATUS: Final = {Status.COMPLETE: "green", Status.INTERRUPTED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
+ORDER_NAMES: Final = {"own_s": "own time", "cumulative_s": "cumulative time", "calls": "calls"}
+
+
+def listing(found: list[Run]) -> Table:
+    """All runs, the newest at the end, where the eye is."""
+    table = Table(title="profile runs")
+    for name in ("run", "role", "with", "records", "seconds", "CPU s", "waiting", "CPU µs a record", "status"):
+        table.add_column(name, justify="left" if name in {"run", "role", "with", "status"} else "right", no_wrap=True)
+    for run in found:
+        waiting = f"{run.waited_s / run.loop_s:.0%}" if run.loop_s and run.waited_s is not None else ""
+        table.add_row(
+            run.name,
+            run.role,
+            str(run.profiler),
+            f"{run.records:,}",
+            number(run.wall_s),
+            number(run.cpu_s),
+            waiting,
+            number(run.cpu_us_per_record),
+            Text(str(run.status), style=_STATUS[run.status]),
+        )
+    return table
+
+
+def view(run: Run, folder: Path, *, shown: int = SHOWN) -> RenderableType:
+    """A run: what it was, what dominates, what it spent its time on, and its hottest lines or calls."""
+    parts: list[RenderableType] = [_heading(run)]
+    activities = results.read(folder, results.ACTIVITIES)
+    if activities is not None and len(activities):
+        parts += [Panel(patterns.verdict(activities).says, title="what dominates"), _activities(activities)]
+    if (lines := results.read(folder, results.LINES)) is not None:
+        parts.append(hot_lines(lines, shown))
+    if (found := results.read(folder, results.CALLS)) is not None:
+        parts += [*(top(found, order) for order in calls.ORDERS), all_calls(found, shown)]
+    if (turns := results.read(folder, results.TURNS)) is not None and len(turns):
+        parts.append(loops(turns))
+    return Group(*parts)
+
+
+def as_json(run: Run, folder: Path, *, shown: int = SHOWN) -> dict[str, Any]:
+    """The same for scripts."""
+    activities = results.read(folder, results.ACTIVITIES)
+    lines, found = results.read(folder, results.LINES), results.read(folder, results.CALLS)
+    return {
+        "run": asdict(run),
+        "folder": str(folder),
+        "verdict": asdict(patterns.verdict(activities)) if activities is not None and len(activities) else None,
+        "activities": activities.to_dicts() if activities is not None else [],
+        "lines": lines.head(shown).to_dicts() if lines is not None else [],
+        "top": {order: calls.top(found, order).to_dicts() for order in calls.ORDERS} if found is not None else {},
+        "calls": calls.of_role(found).head(shown).to_dicts() if found is not None else [],
+    }
+
+
+def hot_lines(lines: pl.DataFrame, shown: int = SHOWN) -> Table:
+    """Where the samples fell, line by line, with the source and the memory."""
+    table = Table(title="hottest lines", caption=_legend(), show_lines=False)
+    table.add_column("line", no_wrap=True)
+    table.add_column("source", ratio=1, no_wrap=True)
+    table.add_column("python · native · system", no_wrap=True)
+    for name in ("time", "peak MB", "grown MB", "copied MB/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    hottest = max(lines["cpu"].to_list(), default=0.0) or 1.0
+    for row in lines.head(shown).iter_rows(named=True):
+        table.add_row(
+            Text(f"{row['file']}:{row['line']}", style="cyan"),
+            source(row["source"]),
+            bar(row, hottest),
+            f"{row['cpu']:.1%}",
+            number(row["peak_mb"], blank=True),
+            number(row["growth_mb"], blank=True),
+            number(row["copied_mb_s"], blank=True),
+        )
+    return table
+
+
+def top(found: pl.DataFrame, order: str) -> Table:
+    """The three functions that lead by own time, cumulative time, or calls."""
+    table = Table(title=f"top {calls.TOP} by {ORDER_NAMES[order]}")
+    _call_columns(table)
+    for row in calls.top(found, order).iter_rows(named=True):
+        _call_row(table, row)
+    return table
+
+
+def all_calls(found: pl.DataFrame, shown: int) -> Table:
+    """Functions by own time."""
+    own = calls.of_role(found)
+    table = Table(title=f"{min(shown, len(own))} of {len(own):,} functions, by own time")
+    _call_columns(table)
+    for row in own.head(shown).iter_rows(named=True):
+        _call_row(table, row)
+    return table
+
+
+def loops(turns: pl.DataFrame) -> Table:
+    """Each loop's turns: how many, and how long they waited and worked."""
+    table = Table(title="the loop's turns", caption="only this run; over several runs: streamgauge profile timing ROLE")
+    for name in ("thread", "turns", "waiting s", "working s", "work a turn, median ms", "p99 ms"):
+        table.add_column(name, justify="left" if name == "thread" else "right")
+    for thread, of in turns.group_by("thread", maintain_order=True):
+        work = of["work_s"].to_numpy() * 1000
+        table.add_row(
+            str(thread[0]),
+            f"{len(of):,}",
+            f"{of['wait_s'].sum():.2f}",
+            f"{of['work_s'].sum():.2f}",
+            number(float(np.median(work))),
+            number(float(np.quantile(work, 0.99))),
+        )
+    return table
+
+
+def comparison(first: Run, second: Run, tables: tuple[pl.DataFrame, pl.DataFrame]) -> RenderableType:
+    """Two runs side by side: processor time and work a record, and each activity's seconds per million records."""
+    table = Table(title=f"A {first.name} → B {second.name}")
+    for name in ("", "A", "B", "B / A"):
+        table.add_column(name, justify="left" if not name else "right")
+    for says, one, other in (
+        ("records", first.records, second.records),
+        ("records a second", first.rate_hz, second.rate_hz),
+        ("CPU µs a record", first.cpu_us_per_record, second.cpu_us_per_record),
+        ("peak resident MB", first.peak_rss_mb, second.peak_rss_mb),
+    ):
+        table.add_row(says, number(one), number(other), ratio(one, other))
+    table.add_section()
+    for row in compared(first, second, tables).iter_rows(named=True):
+        style = "bright_black" if row["is_waiting"] else ""
+        table.add_row(
+            Text(f"{row['activity']}, µs a record", style=style),
+            number(row["a_us"]),
+            number(row["b_us"]),
+            ratio(row["a_us"], row["b_us"]),
+        )
+    remarks = [_difference(first, second)] if first.role != second.role or first.profiler != second.profiler else []
+    return Group(table, *remarks)
+
+
+def compared(first: Run, second: Run, tables: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
+    """Activities of both runs in microseconds a record: activity, is_waiting, a_us, b_us; the dearest first."""
+    per = [
+        table.select("activity", "is_waiting", (pl.col("seconds") * 1e6 / max(run.records, 1)).alias(name))
+        for run, table, name in zip((first, second), tables, ("a_us", "b_us"), strict=True)
+    ]
+    joined = per[0].join(per[1], on=["activity", "is_waiting"], how="full", coalesce=True).fill_null(0.0)
+    return joined.sort(pl.max_horizontal("a_us", "b_us"), descending=True)
+
+
+def bar(row: dict[str, Any], hottest: float) -> Text:
+    """Python, native and system time of a line as one bar; the hottest line's is full."""
+    text = Text()
+    for name, colour in _COLOURS.items():
+        text.append("█" * round(BAR * row[name] / hottest), style=colour)
+    return text
+
+
+def source(line: str) -> Text:
+    """A line of Python, coloured."""
+    text = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(line[:80])
+    text.rstrip()
+    return text
+
+
+def number(value: float | None, *, blank: bool = False) -> str:
+    """Three significant digits, thousands apart; nothing for what is not known (or is nothing, if `blank`)."""
+    if value is None or (blank and not value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def ratio(one: float | None, other: float | None) -> str:
+    """B / A."""
+    return f"{other / one:.2f}" if one and other is not None else ""
+
+
+def _heading(run: Run) -> Panel:
+    waits = f", {run.waited_s / run.loop_s:.0%} of its loop waiting" if run.loop_s and run.waited_s is not None else ""
+    seconds = f"{number(run.wall_s)} s of which {number(run.cpu_s)} s on the processor"
+    lines = [
+        f"[bold]{run.role}[/] on {run.broker}, under {run.profiler}: {run.workload.says}",
+        f"{run.records:,} records, {run.committed:,} committed, {seconds}{waits}",
+        f"{number(run.cpu_us_per_record)} µs of processor a record; at most {number(run.peak_rss_mb)} MB resident",
+    ]
+    if run.reason:
+        lines.append(f"[yellow]{run.reason}[/]")
+    lines += [f"[yellow]disturbed: {each}[/]" for each in run.provenance.get("contention", [])]
+    return Panel("\n".join(lines), title=run.name, subtitle=Text(str(run.status), style=_STATUS[run.status]))
+
+
+def _activities(found: pl.DataFrame) -> Table:
+    table = Table(title="what the time went to", caption="named by rules over our own functions; grey is waiting")
+    table.add_column("activity")
+    table.add_column("")
+    table.add_column("share", justify="right")
+    table.add_column("seconds", justify="right")
+    for row in found.filter(pl.col("share") >= 0.001).iter_rows(named=True):
+        style = "bright_black" if row["is_waiting"] else "green"
+        table.add_row(
+            Text(row["activity"], style=style),
+            Text("█" * round(BAR * row["share"]), style=style),
+            f"{row['share']:.1%}",
+            f"{row['seconds']:.3f}",
+        )
+    return table
+
+
+def _call_columns(table: Table) -> None:
+    table.add_column("function", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("thread")
+    for name in ("calls", "own s", "cumulative s"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _call_row(table: Table, row: dict[str, Any]) -> None:
+    table.add_row(
+        Text(calls.named(row)), row["thread"], f"{row['calls']:,}", f"{row['own_s']:.4f}", f"{row['cumulative_s']:.4f}"
+    )
+
+
+def _legend() -> Text:
+    text = Text("shares of all samples, waiting included: ")
+    for name, colour in _COLOURS.items():
+        text.append(f"{name} ", style=colour)
+    return text
+
+
+def _difference(first: Run, second: Run) -> Text:
+    return Text(
+        f"beware: A is {first.role} under {first.profiler}, B is {second.role} under {second.profiler}", style="yellow"
+    )

@@ -1,0 +1,189 @@
+"""Profile runs as folders: `profiles/RUN/` under the lab's home, each with its run.json and what was measured.
+
+Invariant: run.json is there from the first moment, replaced as a whole, and says in the end how the run ended. At most
+KEPT runs are kept, the newest ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from streaming.errors import UsageError
+from streaming.home import Home
+
+META: Final = "run.json"
+KEPT: Final = 300
+LATEST: Final = "latest"
+
+
+class Profiler(StrEnum):
+    """What looks at the role. `none`: its loop is timed, nothing else disturbs it."""
+
+    SCALENE = "scalene"
+    CPROFILE = "cprofile"
+    NONE = "none"
+
+
+class Status(StrEnum):
+    """How a run is, or how it ended. What was measured is kept in each case but `failed`, mostly even then."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class Load(StrEnum):
+    """How records come to the role: all at once, evenly, or in bursts of two seconds' worth."""
+
+    BACKLOG = "backlog"
+    STEADY = "steady"
+    BURST = "burst"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the role is given; ends after `messages`, or after `seconds`, whichever is first.
+
+    `rate_hz`: records a second in all, of a steady or bursty load. The rest makes the records what they are.
+    """
+
+    messages: int | None = 100_000
+    seconds: float | None = None
+    load: Load = Load.BACKLOG
+    rate_hz: float = 200.0
+    codec: str = "json"
+    vehicles: int = 20
+    seed: int = 1
+
+    def changed(self, settings: Mapping[str, str]) -> Workload:
+        """With settings from the command line, in words; UsageError for what there is not."""
+        kinds = {"load": Load, "rate_hz": float, "codec": str, "vehicles": int, "seed": int}
+        given: dict[str, Any] = {}
+        for name, text in settings.items():
+            if name not in kinds:
+                raise UsageError(f"--set {name}={text}: there is {', '.join(kinds)}")
+            try:
+                given[name] = kinds[name](text)
+            except ValueError:
+                of = f"one of {', '.join(Load)}" if name == "load" else f"a {kinds[name].__name__}"
+                raise UsageError(f"--set {name}={text}: {of} is wanted") from None
+        return replace(self, **given)
+
+    @property
+    def says(self) -> str:
+        """In a few words."""
+        size = f"{self.messages:,} records" if self.messages else f"{self.seconds:g} s"
+        pace = "as fast as it can" if self.load is Load.BACKLOG else f"{self.load}, {self.rate_hz:g} a second"
+        return f"{size}, {pace}, {self.codec}, {self.vehicles} vehicles, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A profile run: what was asked, and what became of it. Times are UTC in ISO 8601; seconds are the role's own."""
+
+    name: str
+    role: str
+    broker: str
+    profiler: Profiler
+    workload: Workload
+    began: str
+    status: Status = Status.RUNNING
+    ended: str | None = None
+    exit_code: int | None = None
+    reason: str | None = None  # why it was interrupted or failed
+    records: int = 0
+    committed: int = 0
+    rejected: int = 0
+    wall_s: float | None = None  # of the process under the profiler, imports excluded
+    cpu_s: float | None = None
+    loop_s: float | None = None
+    waited_s: float | None = None
+    peak_rss_mb: float | None = None
+    scenario: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cpu_us_per_record(self) -> float | None:
+        """Processor time a record; None when nothing was taken in."""
+        return 1e6 * self.cpu_s / self.records if self.cpu_s and self.records else None
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Records a second of the loop."""
+        return self.records / self.loop_s if self.loop_s else None
+
+
+def root(home: Home) -> Path:
+    """Where runs lie."""
+    return home.root / "profiles"
+
+
+def new_name(home: Home, role: str, profiler: Profiler) -> str:
+    """A name that no run has."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    base, number = f"{stamp}-{role}-{profiler}", 1
+    name = base
+    while (root(home) / name).exists():
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def write(home: Home, run: Run) -> Path:
+    """Make or replace the run's run.json; its folder."""
+    folder = root(home) / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{META}"
+    scratch.write_text(json.dumps(asdict(run), indent=2, default=str) + "\n")
+    scratch.replace(folder / META)
+    return folder
+
+
+def listed(home: Home) -> list[Run]:
+    """All runs, the oldest first; what can't be read is left out."""
+    return [run for path in sorted(root(home).glob(f"*/{META}")) if (run := _read(path)) is not None]
+
+
+def found(home: Home, name: str, *, role: str | None = None) -> Run:
+    """The run of this name, of a beginning that only it has, or the latest (of a role); UsageError if there is none."""
+    runs = [run for run in listed(home) if role is None or run.role == role]
+    if name == LATEST:
+        matching = runs[-1:]
+    else:
+        matching = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    known = ", ".join(run.name for run in (matching or runs)[-5:]) or "none yet: streamgauge profile run ROLE"
+    says = "fits several runs" if matching else "is no run"
+    raise UsageError(f"{name!r} {says}; the newest: {known}")
+
+
+def folder_of(home: Home, run: Run) -> Path:
+    """The run's folder."""
+    return root(home) / run.name
+
+
+def forget_old(home: Home, kept: int = KEPT) -> int:
+    """Delete all but the newest runs; how many."""
+    old = [run for run in listed(home) if run.status is not Status.RUNNING][:-kept]
+    for run in old:
+        shutil.rmtree(folder_of(home, run), ignore_errors=True)
+    return len(old)
+
+
+def _read(path: Path) -> Run | None:
+    try:
+        said = json.loads(path.read_text())
+        workload = Workload(**{**said["workload"], "load": Load(said["workload"]["load"])})
+        kinds = {"profiler": Profiler(said["profiler"]), "status": Status(said["status"]), "workload": workload}
+        return Run(**{**said, **kinds})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
