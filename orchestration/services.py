@@ -149,6 +149,23 @@ def restart(home: Home, name: str) -> None:
     start(home, name)
 
 
+def broker_name(home: Home, number: int) -> str:
+    """The service of Kafka broker `number` of the running lab. UsageError when it is down or not its own."""
+    lab = Lab.load(home)
+    if lab.bootstrap_servers is not None:
+        raise UsageError(f"the brokers at {lab.kafka} are not this lab's own: only who started them may stop them")
+    if not 1 <= number <= BROKER_COUNT:
+        raise UsageError(f"there is no broker {number}; the lab's own are 1 to {BROKER_COUNT}")
+    name = f"kafka-{number}"
+    _running(home, name)
+    return name
+
+
+def kill(home: Home, name: str) -> None:
+    """SIGKILL one service while the rest runs. The supervisor lets it rest until start() or up()."""
+    _running(home, name).kill([name])
+
+
 def log_path(home: Home, name: str) -> Path:
     """Where a service's log lies, whether it exists or not."""
     return home.logs / f"{name}.log"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 import time
@@ -26,7 +25,8 @@ from experiments.load import due
 from experiments.measurements import Measured
 from experiments.statistics import ratio_interval
 from experiments.trial import Trial
-from streaming.cluster.kafka import DisposableCluster, java
+from streaming.cluster.kafka import DisposableCluster
+from streaming.cluster.reassignment import execute_command, write_plan
 
 STOPPED, KILLED, TWO_KILLED = "one stopped", "one killed", "two killed"
 OUTAGES = (STOPPED, KILLED, TWO_KILLED)
@@ -101,12 +101,11 @@ def reassignment(trial: Trial) -> None:
     lab.create(NewTopic(topic, num_partitions=1, replica_assignment=[[1]]))
     stored = lab.workload.messages(trial.count("stored"))
     lab.send(topic, stored.keys, stored.values)
-    plan = {"version": 1, "partitions": [{"topic": topic, "partition": 0, "replicas": [2, 3]}]}
     total = int(rate * trial.number("seconds"))
     values = lab.workload.messages(total, first=len(stored)).values
     acknowledged = np.full(total, np.nan)
     producer = lab.producer("steady", linger_ms=0)
-    move = _Move(trial, topic, plan)
+    move = _Move(trial, topic, [2, 3])
     began = time.monotonic()
     for _, numbers in due(trial, rate, total):
         for number in numbers:
@@ -169,19 +168,12 @@ def _fewest_in_sync(lab: Lab, topic: str, victims: list[int]) -> int:
 class _Move:
     """Kafka's own reassignment tool, running beside the load."""
 
-    def __init__(self, trial: Trial, topic: str, plan: dict[str, Any]) -> None:
+    def __init__(self, trial: Trial, topic: str, brokers: list[int]) -> None:
         self.trial, self.topic = trial, topic
         self.file = trial.lab.folder / f"{topic}.json"
-        self.file.write_text(json.dumps(plan))
+        write_plan(self.file, {(topic, 0): brokers})
         trial.lab.keep(lambda: self.file.unlink(missing_ok=True))
-        options = [
-            "--bootstrap-server",
-            trial.lab.bootstrap_servers,
-            "--reassignment-json-file",
-            str(self.file),
-            "--execute",
-        ]
-        command = [*java(128), "org.apache.kafka.tools.reassign.ReassignPartitionsCommand", *options]
+        command = execute_command(trial.lab.bootstrap_servers, self.file)
         self.tool = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         trial.lab.keep(self.tool.kill)
         self.began: float | None = None
