@@ -1,6 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status check format test bench lock
+.PHONY: help setup demo up down status check format test bench docs lock
 SHELL := /bin/sh
 BIN := .venv/bin
 
@@ -38,6 +38,9 @@ test: check ## check, then every test on real brokers
 
 bench: setup ## sink and transformer rates as ratios to a bare consumer, in one run
 	@$(BIN)/python -m experiments.bench
+
+docs: setup ## make the generated parts of the pages and the figures anew
+	@$(BIN)/python -m docs.generate
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
