@@ -2,10 +2,14 @@
 
 Invariant: a table's folder in the warehouse holds committed slots and nothing else, so any reader may glob it;
 temporaries, quarantine and high-water marks live in sibling trees on the same file system.
+
+Format 2 has slots that were merged or pruned (see sinks/folders.py). A home of format 1 has none, so it is one of
+format 2 as soon as its stamp says so; a program of format 1 refuses the home from then on.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,8 @@ from typing import Final
 
 from streaming.errors import SetupError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+UPGRADABLE: Final = frozenset({1})
 PROJECT_ROOT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -29,26 +34,47 @@ class Home:
         return cls(Path(environ.get("STREAMGAUGE_HOME") or PROJECT_ROOT / ".streamgauge").absolute())
 
     def open(self) -> Home:
-        """Make the folder, or check that it is of this format. SetupError if it is not."""
+        """Make the folder, or bring it to this format. SetupError if it is of a newer one, or no lab's home."""
         stamp = self.root / "format-version"
-        if stamp.exists():
-            found = stamp.read_text().strip()
-            if found != str(FORMAT_VERSION):
-                raise SetupError(
-                    f"{self.root} has format {found}, this program reads {FORMAT_VERSION}",
-                    f"use another home (STREAMGAUGE_HOME=…) or move {self.root} away",
-                )
-            return self
         try:
-            if self.root.exists() and any(self.root.iterdir()):
+            if not stamp.exists() and self.root.exists() and any(map(_is_foreign, self.root.iterdir())):
                 raise SetupError(f"{self.root} is not empty and no lab's home", "name another folder for the home")
             self.root.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(f"{FORMAT_VERSION}\n")
+            found = self._format_of(stamp.read_text().strip()) if stamp.exists() else None
+            if found != FORMAT_VERSION:
+                self._stamp(stamp)
         except OSError as error:
             raise SetupError(
                 f"cannot write {self.root}: {error}", "set STREAMGAUGE_HOME to a folder you own"
             ) from error
         return self
+
+    def _format_of(self, stamp: str) -> int:
+        """The format that a stamp names, if this program reads it or can upgrade it."""
+        found = int(stamp) if stamp.isascii() and stamp.isdigit() else None
+        if found == FORMAT_VERSION or found in UPGRADABLE:
+            return found
+        if found is None or found < FORMAT_VERSION:
+            raise SetupError(
+                f"{self.root} has format {stamp!r}, which no version of this program has written",
+                f"use another home (STREAMGAUGE_HOME=…) or move {self.root} away",
+            )
+        raise SetupError(
+            f"{self.root} has format {found}, this program reads {FORMAT_VERSION}",
+            f"update the program, use another home (STREAMGAUGE_HOME=…) or move {self.root} away",
+        )
+
+    def _stamp(self, stamp: Path) -> None:
+        """Write down the format, in one step: a stamp is whole or not there."""
+        scratch = stamp.with_name(f".{stamp.name}.{os.getpid()}")
+        try:
+            with scratch.open("w") as file:
+                file.write(f"{FORMAT_VERSION}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(stamp)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def brokers(self, broker: str) -> Path:
         """Data and logs of this machine's own brokers."""
@@ -97,3 +123,8 @@ class Home:
     def tables(self) -> Path:
         """What Dagster's downstream assets materialise."""
         return self.root / "tables"
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is something else than a stamp that another process makes at this moment."""
+    return not path.name.lstrip(".").startswith("format-version")

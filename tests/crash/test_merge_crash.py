@@ -235,8 +235,8 @@ def power_cuts(folder: Path, patch: pytest.MonkeyPatch, *, without: str = "") ->
         quietly.setattr(recorder, "check", lambda: None)  # commits have a test of their own
         for partition in PARTITIONS:
             sink.resume(partition)
-        for number in range(6):
-            for partition in PARTITIONS:
+        for number in range(5):
+            for partition in PARTITIONS if not number else PARTITIONS[:1]:  # the other is too short for a merge
                 sink.write(batches("positions", partition, 0)[number])
             recorder.disk.acknowledged |= sink.commit()
     if without == "file":
