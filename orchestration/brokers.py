@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from streaming.cluster import rabbitmq
-from streaming.cluster.rabbitmq import OPERATOR, REPLICATION_PORTS, Credentials, NodePorts, Nodes
+from streaming.cluster.rabbitmq import OPERATOR, Credentials, NodePorts, Nodes
 from streaming.codecs import codec
 from streaming.errors import BrokerUnavailable, UsageError
 from streaming.home import Home
@@ -76,8 +76,8 @@ def rabbitmq_of(home: Home, lab: Lab) -> Nodes:
 def node_ports(lab: Lab, number: int) -> NodePorts:
     """Where RabbitMQ node `number` (1, 2, 3) listens."""
     first = lab.port_base + 30 + 10 * number
-    replication = lab.port_base + 100 + (REPLICATION_PORTS + 1) * (number % 2)
-    return NodePorts(first, first + 1, first + 2, first + 3, first + 4, replication)
+    # The ports on which streams are copied are looked for, so the nodes can share their range.
+    return NodePorts(first, first + 1, first + 2, first + 3, first + 4, lab.port_base + 100)
 
 
 def epmd_port(lab: Lab) -> int:

@@ -18,12 +18,14 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from streaming.cluster import kafka, listeners, machine, ports
+from orchestration.brokers import epmd_port, node_ports, rabbitmq_of, service_name
+from streaming.cluster import kafka, listeners, machine, ports, rabbitmq
 from streaming.cluster.kafka import BrokerPorts, BrokerProcess
+from streaming.cluster.rabbitmq import Credentials, RabbitProcess
 from streaming.cluster.supervision import Service, ServiceState, Supervisor
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import BROKER_COUNT, Lab
+from streaming.lab import BROKER_COUNT, KAFKA, Lab
 from streaming.topology import ROLES
 
 BROKERS: Final = "brokers"
@@ -73,7 +75,9 @@ class ServiceStatus:
 def services_of(home: Home, lab: Lab) -> list[Service]:
     """Every process of the lab, in the order in which they start."""
     own = [_broker_service(home, broker) for broker in brokers_of(home, lab)] if lab.owns_brokers else []
-    return [*own, *(_role_service(home, name) for name in ROLES), *_dagster_services(home, lab)]
+    nodes = [_node_service(process) for process in rabbitmq_of(home, lab).processes] if lab.has_rabbitmq else []
+    roles = [_role_service(home, name, broker) for broker in lab.brokers for name in ROLES]
+    return [*own, *nodes, *roles, *_dagster_services(home, lab)]
 
 
 def brokers_of(home: Home, lab: Lab) -> list[BrokerProcess]:
@@ -88,18 +92,20 @@ def up(
     *,
     create_topics: Callable[[], None],
     progress: Say,
-    roles: Sequence[str] = tuple(ROLES),
+    roles: Sequence[str] | None = None,
     dagster: bool = True,
     table: Table = services_of,
 ) -> None:
     """Start what does not run yet and return when it is ready; says so when there is nothing to do.
 
-    `create_topics` is called when the brokers answer and before the first role starts; it may be called again.
+    `create_topics` is called when the brokers answer and before the first role starts; it may be called again. `roles`:
+    which services of the application, by default all.
     UsageError when the lab runs with other settings. SetupError, BrokerUnavailable: nothing is left running, unless
     it was running before.
     """
     services = table(home, lab)
-    wanted = {each.name for each in services if each.group == BROKERS or each.name in roles}
+    wanted = {each.name for each in services if each.group == BROKERS}
+    wanted |= {each.name for each in services if each.group == APPLICATION and (roles is None or each.name in roles)}
     wanted |= {each.name for each in services if each.group == CONTROL_ROOM and dagster}
     with _alone(home):
         supervisor = _supervisor(home)
@@ -203,6 +209,8 @@ def _prepare(supervisor: Supervisor, home: Home, lab: Lab, services: Sequence[Se
     machine.insist(machine.check(home.root, ports_of(lab)))
     if lab.owns_brokers:
         kafka.prepare(brokers_of(home, lab), progress)
+    if lab.has_rabbitmq:
+        rabbitmq.prepare(rabbitmq_of(home, lab), progress)
     write_dagster_yaml(home)
     lab.save(home)
     supervisor.launch(services, {"STREAMGAUGE_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)})
@@ -239,7 +247,9 @@ def _is_settled(state: ServiceState) -> bool:
 def _await_brokers(home: Home, lab: Lab) -> None:
     if lab.owns_brokers:
         kafka.wait_until_ready(brokers_of(home, lab))
-    else:
+    if lab.has_rabbitmq:
+        rabbitmq.wait_until_ready(rabbitmq_of(home, lab), Credentials.of(home.brokers("rabbitmq")))
+    if lab.bootstrap_servers and KAFKA in lab.brokers:
         bad = [finding for finding in listeners.examine(lab.kafka) if finding.is_bad]
         if bad:
             raise BrokerUnavailable("; ".join(f"{each.name}: {each.detail}; {each.remedy}" for each in bad))
@@ -331,6 +341,7 @@ def ports_of(lab: Lab) -> dict[str, int]:
     return {
         **{f"kafka-{number}": lab.broker_port(number) for number in numbers},
         **{f"kafka-{number}'s controller": lab.controller_port(number) for number in numbers},
+        **(_rabbitmq_ports(lab) if lab.has_rabbitmq else {}),
         "dagster-webserver": lab.web_port,
     }
 
@@ -347,14 +358,36 @@ def _broker_service(home: Home, broker: BrokerProcess) -> Service:
     )
 
 
-def _role_service(home: Home, name: str) -> Service:
+def _rabbitmq_ports(lab: Lab) -> dict[str, int]:
+    found = {"rabbitmq-epmd": epmd_port(lab)}
+    for number in range(1, lab.rabbitmq_nodes + 1):
+        kinds = ("amqp", "stream", "management", "prometheus", "distribution")
+        found |= {f"rabbitmq-{number}'s {kind}": getattr(node_ports(lab, number), kind) for kind in kinds}
+    return found
+
+
+def _node_service(process: RabbitProcess) -> Service:
     return Service(
-        name=name,
+        name=process.name,
+        group=BROKERS,
+        command=process.command,
+        environment=process.environment,
+        folder=process.folder,
+        log=process.log,
+        stop_timeout_s=60,
+    )
+
+
+def _role_service(home: Home, name: str, broker: str) -> Service:
+    service = service_name(broker, name)
+    told = ("--home", str(home.root), "--broker", broker)
+    return Service(
+        name=service,
         group=APPLICATION,
-        command=(sys.executable, "-m", "orchestration.cli", "role", name, "--home", str(home.root)),
+        command=(sys.executable, "-m", "orchestration.cli", "role", name, *told),
         environment={"PYTHONUNBUFFERED": "1"},
         folder=PROJECT_ROOT,
-        log=log_path(home, name),
+        log=log_path(home, service),
         final_exit_codes=FINAL_EXIT_CODES,
     )
 

@@ -12,12 +12,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.cli.options import HomeOption, JsonOption, RoleArgument, home_of, opened, print_json
+from orchestration.cli.options import (
+    HomeOption,
+    JsonOption,
+    RoleArgument,
+    brokers_of,
+    home_of,
+    opened,
+    print_json,
+)
 from streaming.errors import UsageError
 from streaming.home import Home
 from streaming.lab import Lab
 
 PortBaseOption = Annotated[int | None, typer.Option(help="Ports count from here. Default: 29000.")]
+BrokersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--brokers", help="Each carries the whole application: kafka,rabbitmq,rabbitmq-stream. Default: kafka."
+    ),
+]
 VehiclesOption = Annotated[int | None, typer.Option(help="Simulated vehicles. Default: 20.")]
 DagsterOption = Annotated[bool, typer.Option("--dagster/--no-dagster", help="Dagster's webserver and daemon too.")]
 
@@ -32,6 +46,7 @@ def demo(
     home: HomeOption = None,
     port_base: PortBaseOption = None,
     seconds: Annotated[int, typer.Option(min=1, help="How long data flows before the count.")] = 60,
+    brokers: BrokersOption = None,
     *,
     dagster: DagsterOption = True,
 ) -> None:
@@ -39,7 +54,8 @@ def demo(
     from orchestration.demo import run
 
     opened_home, lab = opened(home)
-    raise typer.Exit(run(opened_home, lab.changed({"port_base": port_base}), seconds=seconds, dagster=dagster))
+    lab = lab.changed({"port_base": port_base, "brokers": brokers_of(brokers)})
+    raise typer.Exit(run(opened_home, lab, seconds=seconds, dagster=dagster))
 
 
 def up(
@@ -52,12 +68,14 @@ def up(
     codec: Annotated[str | None, typer.Option(help="json or avro. Default: json.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the simulation. Default: 1.")] = None,
     recording: Annotated[Path | None, typer.Option(help="What recording-replay replays.", exists=True)] = None,
+    brokers: BrokersOption = None,
+    rabbitmq_nodes: Annotated[int | None, typer.Option(help="RabbitMQ nodes: 1 or 3. Default: 1.")] = None,
     *,
     dagster: DagsterOption = True,
 ) -> None:
     """Start brokers, generators, transformers, sinks and Dagster; return when all are ready."""
     from orchestration import services
-    from orchestration.roles import create_topics
+    from orchestration.brokers import create_streams
 
     opened_home, remembered = opened(home)
     lab = remembered.changed(
@@ -70,9 +88,17 @@ def up(
             "codec": codec,
             "seed": seed,
             "recording": str(recording.absolute()) if recording else None,
+            "brokers": brokers_of(brokers),
+            "rabbitmq_nodes": rabbitmq_nodes,
         }
     )
-    services.up(opened_home, lab, create_topics=lambda: create_topics(lab), dagster=dagster, progress=typer.echo)
+    services.up(
+        opened_home,
+        lab,
+        create_topics=lambda: create_streams(opened_home, lab),
+        dagster=dagster,
+        progress=typer.echo,
+    )
     if dagster:
         typer.echo(f"Dagster: http://127.0.0.1:{lab.web_port}")
 

@@ -208,6 +208,17 @@ def is_ready(cluster: Nodes, credentials: Credentials) -> bool:
     )
 
 
+def wait_until_ready(cluster: Nodes, credentials: Credentials, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+    """Return when all nodes serve and see each other; BrokerUnavailable when time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not is_ready(cluster, credentials):
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(
+                f"RabbitMQ is not ready after {timeout_s:.0f} s; see {cluster.nodes[0].process.log} and its neighbours"
+            )
+        time.sleep(0.2)
+
+
 def control(node: Node, *arguments: str, timeout_s: float = 60.0) -> str:
     """What `rabbitmqctl ARGUMENTS` says about this node. SetupError when it fails. Takes about two seconds."""
     done = subprocess.run(
