@@ -1,6 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status check format test bench docs lock
+.PHONY: help setup demo up down status check format test bench docs notebooks lock
 SHELL := /bin/sh
 BIN := .venv/bin
 
@@ -41,6 +41,9 @@ bench: setup ## sink and transformer rates as ratios to a bare consumer, in one 
 
 docs: setup ## make the generated parts of the pages and the figures anew
 	@$(BIN)/python -m docs.generate
+
+notebooks: setup ## execute the notebooks on real brokers, keep their outputs, write docs/exercises.md
+	@$(BIN)/python -m orchestration.notebooks
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, profile
+from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, notebook, profile
 from streaming.errors import StreamgaugeError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ doctor.register(app)
 look.register(app)
 profile.register(app)
 broker.register(app)
+notebook.register(app)
 
 
 def main() -> None:
