@@ -143,7 +143,8 @@ def elect_preferred(cluster: Cluster) -> None:
     if not away:
         return
     marks = [TopicPartition(each.topic, each.number) for each in away]
-    _done(cluster, cluster.admin.elect_leaders(ElectionType.PREFERRED, marks, request_timeout=cluster.timeout_s))
+    # No request_timeout: the client (confluent-kafka 2.16) fails with a SystemError when it is given one here.
+    _done(cluster, cluster.admin.elect_leaders(ElectionType.PREFERRED, marks))
     places = {(each.topic, each.number) for each in away}
     is_back: Callable[[], bool] = lambda: all(  # noqa: E731
         each.leader == each.replicas[0] for each in cluster.layout() if (each.topic, each.number) in places
