@@ -55,7 +55,7 @@ def audit(home: Home, broker: str, table: str, *, full: bool = False) -> Audit:
     _remember(memory, growth.extent, identities, duplicates)
     return Audit(
         extent=growth.extent,
-        gaps=gaps(home, broker, table, growth.extent),
+        gaps=gaps(growth.extent),
         duplicates=duplicates,
         quarantined=sum(slot.rows for slot in quarantine_slots(home, broker, table)),
         read=len(growth.newer),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
@@ -46,9 +46,14 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A table's chains by partition, and what they add up to."""
+    """A table's chains by partition, and what they add up to.
+
+    `marks`: how far each chain had ever been just before it was looked at. A mark read later could be of a commit that
+    the look has not seen, and would be taken for a loss.
+    """
 
     chains: Mapping[int, Chain]
+    marks: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def files(self) -> int:
@@ -105,6 +110,7 @@ class Growth:
 
 def look(home: Home, broker: str, table: str, known: Extent = NOTHING) -> Growth:
     """Count a table on from what is known of it."""
+    marks = high_water(home, broker, table)
     there = bases(home, broker, table)
     is_afresh = any(
         sum(base < chain.next for base in there.get(partition, ())) != chain.files
@@ -115,10 +121,10 @@ def look(home: Home, broker: str, table: str, known: Extent = NOTHING) -> Growth
     chains = dict(known.chains)
     for partition, found in groupby(newer, key=lambda slot: slot.partition):
         chains[partition] = chains.get(partition, Chain()).extended(list(found))
-    return Growth(Extent(chains), newer, is_afresh or not known.chains)
+    return Growth(Extent(chains, marks), newer, is_afresh or not known.chains)
 
 
-def gaps(home: Home, broker: str, table: str, extent: Extent) -> list[str]:
+def gaps(extent: Extent) -> list[str]:
     """Every break in the table's chains in words, and every chain that ends before where it has been."""
     breaks = [
         f"partition {partition}: the chain ends at {expected}, the next slot begins at {found}"
@@ -128,7 +134,7 @@ def gaps(home: Home, broker: str, table: str, extent: Extent) -> list[str]:
     ends = {partition: chain.next for partition, chain in extent.chains.items()}
     lost_ends = [
         f"partition {partition}: the chain ends at {ends.get(partition, 0)} and has been at {mark}"
-        for partition, mark in sorted(high_water(home, broker, table).items())
+        for partition, mark in sorted(extent.marks.items())
         if ends.get(partition, 0) < mark
     ]
     return breaks + lost_ends

@@ -14,7 +14,7 @@ from assets.audit import audit
 from assets.chains import gaps, look
 from orchestration.checks import judged
 from orchestration.definitions import defs
-from sinks.reader import slots
+from sinks.reader import Slot, slots
 from streaming.home import Home
 from streaming.topology import ROLES
 from tests.orchestration.landing_scenes import land, land_fleet, positions
@@ -187,6 +187,16 @@ def test_a_gap_is_named_by_partition_and_positions(home: Home) -> None:
     land(home, "positions-parquet", *(positions(100, first=100 * part) for part in range(3)), partition=4)
     for slot in slots(home, "kafka", TABLE)[1:]:
         slot.path.unlink()
-    assert gaps(home, "kafka", TABLE, look(home, "kafka", TABLE).extent) == [
-        "partition 4: the chain ends at 100 and has been at 300"
-    ]
+    assert gaps(look(home, "kafka", TABLE).extent) == ["partition 4: the chain ends at 100 and has been at 300"]
+
+
+def test_a_commit_while_the_files_are_looked_at_is_no_gap(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    land(home, "positions-parquet", positions(100), partition=4)
+
+    def looked_at_just_before_a_commit(*asked: Any) -> list[Slot]:
+        found = slots(*asked)
+        land(home, "positions-parquet", positions(100, first=100), partition=4)
+        return found
+
+    monkeypatch.setattr("assets.chains.slots", looked_at_just_before_a_commit)
+    assert gaps(look(home, "kafka", TABLE).extent) == []
