@@ -12,9 +12,10 @@ from typing import Final
 
 import polars as pl
 
-from depot_weather.declaration import FROSTS
 from streaming.events import MARK, polars_schema
 from streaming.transformers.snapshots import dump_state, load_state
+
+from .declaration import FROSTS
 
 _FROSTS: Final = polars_schema(FROSTS)
 _LAST: Final = pl.Schema({"depot": pl.String, "was_freezing": pl.Boolean})

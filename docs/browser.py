@@ -1,0 +1,125 @@
+"""A headless Chromium by its debugging protocol: open a page, wait until it shows something, take a picture.
+
+Invariant: the browser ends with the block, its profile is a folder of its own that is deleted, and a page that does not
+show in time what was waited for is an error, never a picture of a spinner.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from websockets.sync.client import ClientConnection, connect
+
+PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
+FLAGS: Final = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+LOOK_AGAIN_S: Final = 0.5
+LARGEST_ANSWER_BYTES: Final = 64 * 1024**2
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, connection: ClientConnection, session: str) -> None:
+        self._connection = connection
+        self._session = session
+        self._numbers = itertools.count(1000)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol; RuntimeError with its message when it fails."""
+        return _call(self._connection, next(self._numbers), method, parameters, self._session)
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def open(self, address: str, width: int, height: int) -> None:
+        """Go there, in a window of this size."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=address)
+
+    def wait_until(self, script: str, timeout_s: float = 90) -> None:
+        """Return when a JavaScript expression is true; TimeoutError with the page's text when it is not in time."""
+        deadline = time.monotonic() + timeout_s
+        while not self.run(script):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{script} is not true after {timeout_s:.0f} s; the page says: {self.text()[:2000]}")
+            time.sleep(LOOK_AGAIN_S)
+
+    def wait_for(self, *words: str, timeout_s: float = 90) -> None:
+        """Return when the page shows all these words."""
+        shown = "(document.body?.innerText ?? '')"
+        self.wait_until(f"{json.dumps(words)}.every(word => {shown}.includes(word))", timeout_s)
+
+    def text(self) -> str:
+        """What the page shows."""
+        return str(self.run("document.body?.innerText"))
+
+    def picture(self, path: Path) -> None:
+        """Save what the window shows as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Page]:
+    """A page of a fresh browser. FileNotFoundError when there is no Chromium on this machine."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        raise FileNotFoundError(f"no browser: one of {', '.join(PROGRAMS)} makes the pictures")
+    with tempfile.TemporaryDirectory(prefix="sg-browser-", ignore_cleanup_errors=True) as profile:
+        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        try:
+            with connect(_endpoint(process), max_size=LARGEST_ANSWER_BYTES, compression=None) as connection:
+                target = _call(connection, 1, "Target.createTarget", {"url": "about:blank"})["targetId"]
+                attached = _call(connection, 2, "Target.attachToTarget", {"targetId": target, "flatten": True})
+                yield Page(connection, attached["sessionId"])
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _endpoint(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None  # noqa: S101 - for the type checker: it was asked for
+    for line in process.stderr:
+        if found := re.search(r"DevTools listening on (ws://\S+)", line):
+            return found[1]
+    raise RuntimeError("the browser ended before it listened")
+
+
+def _call(
+    connection: ClientConnection, number: int, method: str, parameters: dict[str, Any], session: str | None = None
+) -> dict[str, Any]:
+    asked = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+    connection.send(json.dumps(asked))
+    while True:
+        answer = json.loads(connection.recv(timeout=120))
+        if answer.get("id") == number:  # others are events
+            if "error" in answer:
+                raise RuntimeError(f"{method}: {answer['error']}")
+            result: dict[str, Any] = answer["result"]
+            return result
