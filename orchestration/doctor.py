@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
 from orchestration import clocks, services
+from orchestration.brokers import epmd_port, node_ports
 from streaming.cluster import jars, listeners, machine, ports
 from streaming.cluster.listeners import Listener, Survey
 from streaming.cluster.machine import Finding
@@ -54,13 +56,11 @@ class Examination:
 
 def examine(home: Home) -> Examination:
     """Look at everything: machine, packages, broker's jars, home, ports, listeners, clock."""
-    findings = [*_machine(home), *_installed()]
     lab, about_home = _home(home)
-    findings += about_home
+    findings = [*_machine(home), *_installed(needs_rabbitmq=lab is not None and lab.has_rabbitmq), *about_home]
     if lab:
         findings += _ports(home, lab)
-    if lab and (services.is_up(home) or not lab.owns_brokers):
-        findings += connectivity(lab, listeners.survey(lab.kafka))
+        findings += _doors(home, lab)
     return Examination([*findings, *clocks.examine(home)], versions())
 
 
@@ -72,13 +72,15 @@ def look_at_listeners(home: Home, lab: Lab) -> tuple[Survey, list[Finding]]:
         told = {each.broker for each in table}
         resting = [each for each in services.brokers_of(home, lab) if each.number not in told]
         table += [each for broker in resting for each in listeners.declared(broker.number, broker.settings)]
-        web = f"{ports.HOST}:{lab.web_port}"
-        table.append(Listener(None, "dagster", web, web, "HTTP", "your browser"))
+    if not lab.bootstrap_servers:
+        table += [*_rabbitmq_doors(lab), _door("dagster", lab.web_port, "HTTP", "your browser")]
     return replace(found, listeners=table), connectivity(lab, found)
 
 
 def connectivity(lab: Lab, found: Survey) -> list[Finding]:
     """How far this machine gets with each of the lab's brokers; all of the lab's own are wanted."""
+    if not lab.bootstrap_servers and not lab.owns_brokers:
+        return []  # a lab on RabbitMQ alone
     judged = listeners.judge(lab.kafka, found, wants_all=lab.owns_brokers)
     if not lab.owns_brokers:
         return judged
@@ -147,7 +149,7 @@ def _file_handles() -> Finding:
 # --- what is installed ---
 
 
-def _installed() -> list[Finding]:
+def _installed(*, needs_rabbitmq: bool) -> list[Finding]:
     java = _java_version()
     rabbitmq = _rabbitmq_version()
     return [
@@ -159,7 +161,7 @@ def _installed() -> list[Finding]:
             rabbitmq is not None,
             rabbitmq or "not installed; only the RabbitMQ variant needs it",
             f"apt-get install {_RABBITMQ}",
-            matters=False,
+            matters=needs_rabbitmq,
         ),
     ]
 
@@ -266,7 +268,48 @@ def _busy(home: Home) -> list[Finding]:
     return []
 
 
-# --- ports ---
+# --- ports and listeners ---
+
+
+def _doors(home: Home, lab: Lab) -> list[Finding]:
+    """Whether the brokers' listeners are reached; nothing is asked of the lab's own while the lab is down."""
+    found = []
+    if lab.bootstrap_servers or (lab.owns_brokers and services.is_up(home)):
+        found += connectivity(lab, listeners.survey(lab.kafka))
+    if services.is_up(home):
+        found += [
+            Finding(each.name, each.from_here == "reached", f"{each.advertised}: {each.from_here}", "streamgauge up")
+            for each in _rabbitmq_doors(lab)
+        ]
+    return found
+
+
+def _rabbitmq_doors(lab: Lab) -> list[Listener]:
+    """The doors of the lab's RabbitMQ nodes, in the order in which a client would use them."""
+    if not lab.has_rabbitmq:
+        return []
+    table = [_door("rabbitmq-epmd", epmd_port(lab), "epmd", "RabbitMQ's nodes")]
+    for number in range(1, lab.rabbitmq_nodes + 1):
+        node, name = node_ports(lab, number), f"rabbitmq-{number}"
+        table += [
+            _door(f"{name} amqp", node.amqp, "AMQP 0-9-1", "clients of queues"),
+            _door(f"{name} stream", node.stream, "stream", "clients of streams"),
+            _door(f"{name} management", node.management, "HTTP", "your browser, the lab"),
+            _door(f"{name} prometheus", node.prometheus, "HTTP", "a metrics collector"),
+            _door(f"{name} distribution", node.distribution, "Erlang", "RabbitMQ's nodes"),
+        ]
+    return table
+
+
+def _door(name: str, port: int, protocol: str, used_by: str) -> Listener:
+    """A server of the lab that is no Kafka broker; it is reached when it accepts a connection."""
+    address = f"{ports.HOST}:{port}"
+    try:
+        with socket.create_connection((ports.HOST, port), timeout=listeners.TIMEOUT_S):
+            from_here = "reached"
+    except OSError as error:
+        from_here = error.strerror or str(error)
+    return Listener(None, name, address, address, protocol, used_by, from_here)
 
 
 def _ports(home: Home, lab: Lab) -> list[Finding]:

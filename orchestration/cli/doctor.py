@@ -72,7 +72,7 @@ def listeners(
     else:
         Console().print(_table(found.listeners))
         _say(findings)
-    if not found.is_answered:
+    if findings and not found.is_answered:
         raise typer.Exit(BrokerUnavailable.exit_code)
     if any(each.is_bad for each in findings):
         raise typer.Exit(1)
