@@ -15,6 +15,8 @@ import polars as pl
 from experiments.measurements import Measured, NotMeasured
 from experiments.statistics import ENOUGH, Interval, proportion_interval
 
+UNJUDGED: Final = "can't be judged from these trials"  # how it is said that a judge did not find what it needs
+
 
 class Verdict(StrEnum):
     """What became of a claim."""
@@ -78,6 +80,8 @@ def decide(claim: Claim, measured: Measured) -> Judgement:
         given = claim.judge(measured)
     except (NotMeasured, pl.exceptions.ColumnNotFoundError) as error:
         return Judgement(Verdict.UNKNOWN, None, "", f"not measured in this run: {str(error).splitlines()[0]}")
+    except Exception as error:  # noqa: BLE001 - levels that a person chose may leave out what the judge looks for
+        return Judgement(Verdict.UNKNOWN, None, "", f"{UNJUDGED}: {type(error).__name__}: {error}")
     n = given.interval.n if given.interval else 0
     if given.verdict is not Verdict.UNKNOWN and n < ENOUGH:
         few = f"{given.says} Only {n} of the {ENOUGH} repetitions that a verdict needs: it would be “{given.verdict}”."

@@ -150,6 +150,13 @@ class Measured:
         columns = ["trial", "repetition", "factors", "subject", "at_s", "value", "unit"]
         return self._unnest(rows.select(columns), scene)
 
+    def sound(self, scene: str, *, with_void: bool = False) -> pl.DataFrame:
+        """The rows of a scene's sound trials, as measured. NotMeasured if there is none."""
+        rows = self._of(scene, with_void=with_void)
+        if rows.is_empty():
+            raise NotMeasured(f"no sound trial of {scene}")
+        return rows
+
     def troubles(self) -> pl.DataFrame:
         """Trials that failed, were void or were skipped: scene, trial, repetition, factors, metric, note."""
         troubled = pl.col("metric").is_in([FAILED, VOID, SKIPPED]) & (pl.col("value") > 0)

@@ -156,8 +156,14 @@ def analyse(experiment: Experiment, folder: Path) -> Run:
     remark = _remark(stamp)
     with figures.style():
         for each in experiment.figures:
-            with contextlib.suppress(NotMeasured, pl.exceptions.ColumnNotFoundError):
-                figures.save(each.draw(measured), folder / FIGURES / f"{each.name}.png", run_id, remark)
+            path = folder / FIGURES / f"{each.name}.png"
+            try:
+                figures.save(each.draw(measured), path, run_id, remark)
+            except (NotMeasured, pl.exceptions.ColumnNotFoundError):
+                continue
+            except Exception as error:  # noqa: BLE001 - chosen levels may leave out what the figure shows
+                path.parent.mkdir(exist_ok=True)
+                path.with_suffix(".txt").write_text(f"not drawn: {type(error).__name__}: {error}\n")
     return Run(run_id, experiment.name, folder)
 
 

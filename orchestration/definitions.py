@@ -5,27 +5,32 @@ The streams flow outside, in supervised processes; Dagster sees what landed, che
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
 
 from assets.quality import quality
 from assets.tracks import tracks
 from assets.vehicle_hours import vehicle_hours
+from orchestration import experiments
 from orchestration.checks import all_checks
-from orchestration.jobs import check_sinks, forget_old_runs, refresh
+from orchestration.jobs import check_sinks_of, forget_old_runs, refresh
 from orchestration.resources import RESOURCES
-from orchestration.schedules import hourly_forgetting, hourly_full_check
+from orchestration.schedules import hourly_forgetting, hourly_full_check_of
 from orchestration.sensors import flowing, landed
-from orchestration.specs import external_assets
+from orchestration.specs import external_assets, shown_brokers
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """The code location `streamgauge`."""
+    """The code location `streamgauge`: Kafka's part of the lab always, other brokers' where this lab has them."""
+    brokers = shown_brokers(os.environ)
+    check_sinks = check_sinks_of(brokers)
     return dg.Definitions(
-        assets=[*external_assets(), vehicle_hours, tracks, quality],
-        asset_checks=all_checks(),
-        jobs=[refresh, check_sinks, forget_old_runs],
-        schedules=[hourly_full_check, hourly_forgetting],
+        assets=[*external_assets(brokers), vehicle_hours, tracks, quality, *experiments.ASSETS],
+        asset_checks=all_checks(brokers),
+        jobs=[refresh, check_sinks, forget_old_runs, *experiments.JOBS],
+        schedules=[hourly_full_check_of(check_sinks), hourly_forgetting, *experiments.SCHEDULES],
         sensors=[landed, flowing],
         resources=RESOURCES,
     )

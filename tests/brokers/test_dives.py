@@ -10,6 +10,7 @@ import pytest
 from experiments import workload
 from experiments.deep_dives import DEEP_DIVES
 from experiments.experiment import Preset
+from experiments.findings import UNJUDGED
 from experiments.lab import own_brokers
 from experiments.run import run
 from streaming.codecs.json import JsonCodec
@@ -29,5 +30,7 @@ def test_a_deep_dive_measures_its_claims_without_a_failed_trial(name: str, tmp_p
     measured = done.findings.filter(pl.col("repetitions") > 0)
     assert measured.height >= 3, done.findings["says"].to_list()
     assert set(done.findings["verdict"]) == {"unknown"}  # one repetition decides nothing
+    assert not done.findings["says"].str.starts_with(UNJUDGED).any()
+    assert not list((done.folder / "figures").glob("*.txt")), "a figure that is not drawn has no trials"
     assert {path.stem for path in done.figures} <= {each.name for each in dive.figures}
     assert done.figures

@@ -86,7 +86,7 @@ def test_one_graph_leads_from_each_generator_to_the_summaries(graph: dict[tuple[
     upstream: set[tuple[str, ...]] = {("kafka", "summaries", name) for name in SUMMARIES}
     while more := {parent for key in upstream for parent in parents(graph, *key)} - upstream:
         upstream |= more
-    assert upstream == set(graph)
+    assert upstream == {key for key in graph if key[0] == "kafka"}
 
 
 def test_a_transformers_memory_is_no_asset(graph: dict[tuple[str, ...], dg.AssetSpec]) -> None:
