@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from assets.audit import Audit, audit
-from assets.keys import BROKER, table_key
+from assets.keys import BROKER, in_keys, table_key
 from assets.quality import STEADY, steady_rates
 from assets.rates import DEMANDED_HZ, recent
 from orchestration.resources import as_markdown
@@ -54,9 +54,9 @@ def fresh(account: Audit) -> Result:
     return age_s < STALE_AFTER.total_seconds(), {"age_s": round(age_s, 1)}
 
 
-def ten_hz(home: Home, table: str) -> Result | None:
+def ten_hz(home: Home, table: str, broker: str = BROKER) -> Result | None:
     """Each simulated vehicle's rate over at most the last five whole minutes is at least 10.0 a second."""
-    found = steady_rates(table, recent(home, BROKER, table))
+    found = steady_rates(table, recent(home, broker, table))
     if found.is_empty():
         return None
     slowest = found.sort("rate_hz")
@@ -79,18 +79,20 @@ OF_ACCOUNT: Final[dict[str, Callable[[Audit], Result]]] = {
 WARNINGS: Final = frozenset({"quarantine_empty", "fresh"})
 
 
-def judged(home: Home, role: Role, account: Audit, names: Iterable[str] | None = None) -> Iterator[dg.AssetCheckResult]:
+def judged(
+    home: Home, role: Role, account: Audit, names: Iterable[str] | None = None, broker: str = BROKER
+) -> Iterator[dg.AssetCheckResult]:
     """The results of a table's checks (all, or some) on an audit; none for what can't be judged yet."""
     table = str(role.table)
     if not account.extent.files and not account.gaps:
         return  # nothing has ever landed
     for name in sorted(_asked(role) if names is None else names):
-        result = ten_hz(home, table) if name == ten_hz.__name__ else OF_ACCOUNT[name](account)
+        result = ten_hz(home, table, broker) if name == ten_hz.__name__ else OF_ACCOUNT[name](account)
         if result is None:
             continue
         passed, metadata = result
         yield dg.AssetCheckResult(
-            asset_key=table_key(table),
+            asset_key=table_key(table, broker),
             check_name=name,
             passed=passed,
             severity=dg.AssetCheckSeverity.WARN if name in WARNINGS else dg.AssetCheckSeverity.ERROR,
@@ -98,24 +100,25 @@ def judged(home: Home, role: Role, account: Audit, names: Iterable[str] | None =
         )
 
 
-def checks_of(role: Role) -> dg.AssetChecksDefinition:
+def checks_of(role: Role, broker: str = BROKER) -> dg.AssetChecksDefinition:
     """The checks of a sink's table, as one step: they share one reading of the new slots."""
     table = str(role.table)
-    specs = [dg.AssetCheckSpec(name, asset=table_key(table), description=says) for name, says in _asked(role).items()]
+    key = table_key(table, broker)
+    specs = [dg.AssetCheckSpec(name, asset=key, description=says) for name, says in _asked(role).items()]
 
-    @dg.multi_asset_check(name=check_op(role), specs=specs, can_subset=True)
+    @dg.multi_asset_check(name=check_op(role, broker), specs=specs, can_subset=True)
     def check(
         context: dg.AssetCheckExecutionContext, config: CheckConfig, home: dg.ResourceParam[Home]
     ) -> Iterator[dg.AssetCheckResult]:
-        account = audit(home, BROKER, table, full=config.full)
-        yield from judged(home, role, account, [key.name for key in context.selected_asset_check_keys])
+        account = audit(home, broker, table, full=config.full)
+        yield from judged(home, role, account, [key.name for key in context.selected_asset_check_keys], broker)
 
     return check
 
 
-def check_op(role: Role) -> str:
+def check_op(role: Role, broker: str = BROKER) -> str:
     """The step that checks a sink's table."""
-    return f"check_{role.table}"
+    return f"check_{role.table}" if broker == BROKER else f"check_{in_keys(broker)}_{role.table}"
 
 
 def _asked(role: Role) -> dict[str, str]:
@@ -127,6 +130,6 @@ def _asked(role: Role) -> dict[str, str]:
     return asked
 
 
-def all_checks() -> list[dg.AssetChecksDefinition]:
+def all_checks(brokers: Iterable[str] = (BROKER,)) -> list[dg.AssetChecksDefinition]:
     """Every table's checks."""
-    return [checks_of(role) for role in SINKS]
+    return [checks_of(role, broker) for broker in brokers for role in SINKS]

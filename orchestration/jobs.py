@@ -4,8 +4,9 @@
 that reports it); `forget_old_runs` keeps Dagster's own storage bounded.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 
@@ -13,6 +14,7 @@ from assets.keys import table_key
 from orchestration.checks import CheckConfig, check_op
 from orchestration.specs import SINKS
 
+AssetJob = Any  # Dagster gives define_asset_job()'s answer no public name
 REFRESH: Final = "refresh"
 CHECK_SINKS: Final = "check_sinks"
 KEPT: Final = timedelta(days=2)
@@ -24,13 +26,18 @@ refresh: Final = dg.define_asset_job(
     description="Makes the summaries anew from what has landed.",
     executor_def=dg.in_process_executor,
 )
-check_sinks: Final = dg.define_asset_job(
-    CHECK_SINKS,
-    selection=dg.AssetSelection.checks_for_assets(*(table_key(str(role.table)) for role in SINKS)),
-    config=dg.RunConfig(ops={check_op(role): CheckConfig(full=True) for role in SINKS}),
-    description="Checks every table from its first slot on.",
-    executor_def=dg.in_process_executor,
-)
+
+
+def check_sinks_of(brokers: Iterable[str]) -> AssetJob:
+    """The job that checks every table of these brokers from its first slot on."""
+    tables = [(role, broker) for broker in brokers for role in SINKS]
+    return dg.define_asset_job(
+        CHECK_SINKS,
+        selection=dg.AssetSelection.checks_for_assets(*(table_key(str(role.table), at) for role, at in tables)),
+        config=dg.RunConfig(ops={check_op(role, at): CheckConfig(full=True) for role, at in tables}),
+        description="Checks every table from its first slot on.",
+        executor_def=dg.in_process_executor,
+    )
 
 
 @dg.op

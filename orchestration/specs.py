@@ -7,15 +7,18 @@ sensors.py reports what they committed. State streams are a transformer's own me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
 import dagster as dg
 import pyarrow as pa
 
-from assets.keys import BROKER, stream_key, table_key
+from assets.keys import BROKER, in_keys, stream_key, table_key
 from sinks.derive import table_descriptions, table_schema
+from streaming.errors import SetupError
+from streaming.home import Home
+from streaming.lab import KAFKA, QUEUES, RABBITMQ_STREAMS, Lab
 from streaming.topology import ROLES, STREAMS, Role, RoleKind, Stream, StreamKind
 
 NEVER_RESTING: Final = frozenset({"positions", "diagnostics", "position_means"})
@@ -25,12 +28,14 @@ SUSPECT_AFTER: Final = timedelta(minutes=3)
 
 SINKS: Final = tuple(role for role in ROLES.values() if role.kind is RoleKind.SINK)
 GENERATORS: Final = tuple(role for role in ROLES.values() if role.kind is RoleKind.GENERATOR)
+_CALLED: Final = {KAFKA: "Topic", QUEUES: "Queues of", RABBITMQ_STREAMS: "Stream"}
+_KINDS: Final = {KAFKA: "kafka", QUEUES: "rabbitmq", RABBITMQ_STREAMS: "rabbitmq"}
 TOPICS: Final = tuple(stream for stream in STREAMS.values() if stream.kind is not StreamKind.STATE)
 
 
-def generator_key(role: Role) -> dg.AssetKey:
+def generator_key(role: Role, broker: str = BROKER) -> dg.AssetKey:
     """The asset of a generator."""
-    return dg.AssetKey([BROKER, "generators", role.name.replace("-", "_")])
+    return dg.AssetKey([in_keys(broker), "generators", role.name.replace("-", "_")])
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:
@@ -45,16 +50,16 @@ def _column(field: pa.Field) -> dg.TableColumn:
     )
 
 
-def _origins(stream: Stream) -> Iterable[dg.AssetKey]:
+def _origins(stream: Stream, broker: str) -> Iterable[dg.AssetKey]:
     for role in (role for role in ROLES.values() if stream.name in role.writes):
         if role.kind is RoleKind.GENERATOR:
-            yield generator_key(role)
-        yield from (dg.AssetKey(stream_key(name)) for name in (*role.reads, *role.looks_up))
+            yield generator_key(role, broker)
+        yield from (dg.AssetKey(stream_key(name, broker)) for name in (*role.reads, *role.looks_up))
 
 
-def _generator(role: Role) -> dg.AssetSpec:
+def _generator(role: Role, broker: str) -> dg.AssetSpec:
     return dg.AssetSpec(
-        generator_key(role),
+        generator_key(role, broker),
         description=f"{role.name} {role.says}: a supervised process, outside Dagster.",
         group_name="generators",
         kinds={"python"},
@@ -62,35 +67,35 @@ def _generator(role: Role) -> dg.AssetSpec:
     )
 
 
-def _topic(stream: Stream) -> dg.AssetSpec:
+def _topic(stream: Stream, broker: str) -> dg.AssetSpec:
     writers = ", ".join(role.name for role in ROLES.values() if stream.name in role.writes)
     return dg.AssetSpec(
-        stream_key(stream.name),
-        deps=sorted(set(_origins(stream)), key=str),
-        description=f"Topic {stream.name}: {stream.says}. Written by {writers}.",
+        stream_key(stream.name, broker),
+        deps=sorted(set(_origins(stream, broker)), key=str),
+        description=f"{_CALLED[broker]} {stream.name}: {stream.says}. Written by {writers}.",
         group_name="streams",
-        kinds={"kafka"},
+        kinds={_KINDS[broker]},
         owners=["team:streaming"],
         tags={"kind_of_stream": stream.kind.value},
         metadata={
             "dagster/column_schema": column_schema(stream.schema),
-            "partitions": stream.partitions,
+            "partitions": stream.partitions if broker == BROKER else 1,
             "key": stream.key,
-            **stream.settings,
+            **(stream.settings if broker == BROKER else {}),
         },
     )
 
 
-def _table(role: Role) -> dg.AssetSpec:
+def _table(role: Role, broker: str) -> dg.AssetSpec:
     (stream,) = role.reads
     return dg.AssetSpec(
-        table_key(str(role.table)),
-        deps=[stream_key(stream)],
+        table_key(str(role.table), broker),
+        deps=[stream_key(stream, broker)],
         description=f"{role.name} {role.says}: one file a slot of the chain, visible whole or not at all.",
         group_name="tables",
-        kinds={BROKER, str(role.format)},
+        kinds={_KINDS[broker], str(role.format)},
         owners=["team:sinks"],
-        metadata={"dagster/table_name": f"{BROKER}.{role.table}", "dagster/column_schema": _landed_schema(role)},
+        metadata={"dagster/table_name": f"{broker}.{role.table}", "dagster/column_schema": _landed_schema(role)},
         freshness_policy=dg.FreshnessPolicy.time_window(fail_window=STALE_AFTER, warn_window=SUSPECT_AFTER)
         if stream in NEVER_RESTING
         else None,
@@ -108,6 +113,23 @@ def _landed_schema(role: Role) -> dg.TableSchema:
     )
 
 
-def external_assets() -> list[dg.AssetSpec]:
-    """Every generator, topic and table, with its lineage."""
-    return [*map(_generator, GENERATORS), *map(_topic, TOPICS), *map(_table, SINKS)]
+def shown_brokers(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Kafka, and whatever else the lab of this environment runs on. A lab that can't be read shows Kafka alone."""
+    try:
+        lab = Lab.load(Home.locate(environ))
+    except SetupError:
+        return (BROKER,)
+    return (BROKER, *(broker for broker in lab.brokers if broker != BROKER))
+
+
+def external_assets(brokers: Iterable[str] = (BROKER,)) -> list[dg.AssetSpec]:
+    """Every generator, topic and table of these brokers, with its lineage: the same shape under each broker's name."""
+    return [
+        spec
+        for broker in brokers
+        for spec in (
+            *(_generator(role, broker) for role in GENERATORS),
+            *(_topic(stream, broker) for stream in TOPICS),
+            *(_table(role, broker) for role in SINKS),
+        )
+    ]

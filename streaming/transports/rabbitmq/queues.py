@@ -19,6 +19,7 @@ from streaming.identities import Identities
 from streaming.interfaces import Codec, Identity, Keeper, Remembered
 from streaming.topology import ROLES, STREAMS, Stream, StreamKind
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.browsing import QueueState, queues
 from streaming.transports.rabbitmq.declaring import channel_of, ready_in
 from streaming.transports.rabbitmq.management import ask, quoted
 from streaming.transports.rabbitmq.outbox import OutboxFile, OutboxTransaction
@@ -150,6 +151,15 @@ class RabbitQueues:
         if "messages" not in found:
             raise BrokerUnavailable(f"RabbitMQ at {self._address} has not counted {stream}.{group} yet")
         return int(found["messages"])
+
+    @property
+    def address(self) -> Address:
+        """Where it is."""
+        return self._address
+
+    def queues(self, stream: str) -> list[QueueState]:
+        """The queue of each group that reads the stream, as the broker's books know it."""
+        return [each for each in queues(self._address) if each.stream == stream and each.group]
 
     def _declare_exchanges(self, channel: Any) -> None:
         dead = self._address.dead_letters
