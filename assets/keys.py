@@ -7,14 +7,19 @@ from typing import Final
 BROKER: Final = "kafka"
 
 
-def stream_key(name: str) -> list[str]:
+def stream_key(name: str, broker: str = BROKER) -> list[str]:
     """The asset of a topic."""
-    return [BROKER, "streams", name]
+    return [in_keys(broker), "streams", name]
 
 
-def table_key(name: str) -> list[str]:
+def table_key(name: str, broker: str = BROKER) -> list[str]:
     """The asset of a sink's table."""
-    return [BROKER, "tables", name]
+    return [in_keys(broker), "tables", name]
+
+
+def in_keys(broker: str) -> str:
+    """A broker's name as keys and steps can have it."""
+    return broker.replace("-", "_")
 
 
 def summary_key(name: str) -> list[str]:
