@@ -12,34 +12,33 @@ import tomllib
 from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_WANTED_BY = re.compile(r"# +(?:via )?([a-z0-9._-]+)$", re.MULTILINE)
 
 
-def blocks(lock: str) -> dict[str, str]:
-    """Package → its lines of the lock: pin, hashes, and by whom it is wanted."""
-    found = re.split(r"\n(?=[a-z0-9])", lock.strip())
-    return {_NAME.match(block)[0]: block for block in found}  # type: ignore[index]
+Pins = list[tuple[str, str]]
 
 
-def needed(pinned: dict[str, str], roots: set[str]) -> list[str]:
-    """The packages that are roots, or are wanted by one that is needed, in the lock's order."""
-    keep = roots & pinned.keys()
-    while True:
-        found = {
-            name
-            for name, block in pinned.items()
-            if keep & set(re.findall(r"# +(?:via )?([a-z0-9._-]+)$", block, re.MULTILINE))
-        }
-        if found <= keep:
-            return [name for name in pinned if name in keep]
-        keep |= found
+def pins(lock: str) -> Pins:
+    """Package and lines (version, marker, hashes, by whom it is wanted) of each pin; a package may have several."""
+    return [(_NAME.match(block)[0], block) for block in re.split(r"\n(?=[a-z0-9])", lock.strip())]  # type: ignore[index]
+
+
+def needed(pinned: Pins, roots: set[str]) -> set[str]:
+    """The packages that are roots, or are wanted by one that is needed."""
+    keep, found = set[str](), roots
+    while found != keep:
+        keep = found
+        found = keep | {name for name, block in pinned if keep & set(_WANTED_BY.findall(block))}
+    return keep
 
 
 def main() -> None:
     """Print the part for the packages named, or for the project's dependencies."""
-    pinned = blocks(Path("requirements.lock").read_text())
+    pinned = pins(Path("requirements.lock").read_text())
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     roots = set(sys.argv[1:]) or {_NAME.match(line)[0].lower() for line in project["dependencies"]}  # type: ignore[index]
-    print("\n".join(pinned[name] for name in needed(pinned, roots)))
+    keep = needed(pinned, roots)
+    print("\n".join(block for name, block in pinned if name in keep))
 
 
 if __name__ == "__main__":

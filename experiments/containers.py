@@ -1,0 +1,149 @@
+"""Brokers in containers, controlled from the host through the engine: the same faults as for one's own.
+
+Invariant: only containers of the compose project that was named are touched. No container of the lab has the engine's
+socket, so this works from the host's command line only. After heal() every broker runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from streaming.cluster import listeners
+from streaming.errors import BrokerUnavailable, SetupError, UsageError
+
+READY_TIMEOUT_S: Final = 120.0
+_ENGINE_TIMEOUT_S: Final = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerBrokers:
+    """The Kafka brokers kafka-1, kafka-2, … of a compose project. Broker numbers are those of the services' names."""
+
+    project: str
+    bootstrap_servers: str  # as this machine reaches them, in the order of their numbers
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All brokers' ids."""
+        return tuple(range(1, len(self.bootstrap_servers.split(",")) + 1))
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Those that are up and not paused."""
+        return tuple(number for number in self.numbers if self._state(number) == "running")
+
+    def kill(self, number: int) -> None:
+        """SIGKILL: no goodbye. The engine does not restart what was killed on request."""
+        self._engine("kill", self._container(number))
+
+    def stop(self, number: int) -> None:
+        """Controlled shutdown: leaders move away first; returns when the broker is gone."""
+        self._engine("stop", "--time", "60", self._container(number))
+
+    def start(self, number: int) -> None:
+        """Start again on the same data; returns when the broker is a member of the cluster."""
+        self._engine("start", self._container(number))
+        self._await(number)
+
+    def pause(self, number: int) -> None:
+        """The engine freezes the broker: connections stay open, nothing is answered."""
+        self._engine("pause", self._container(number))
+
+    def resume(self, number: int) -> None:
+        """Let a frozen broker go on."""
+        self._engine("unpause", self._container(number))
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Every broker's settings under the broker's own names, for the provenance."""
+        return {f"kafka-{number}": _settings(self._inspect(number)["Config"]["Env"]) for number in self.numbers}
+
+    @contextlib.contextmanager
+    def slow(self, number: int, *, stop_s: float, run_s: float) -> Iterator[None]:
+        """A broker that hangs for `stop_s` after every `run_s`."""
+        is_over = threading.Event()
+
+        def stutter() -> None:
+            while not is_over.wait(run_s):
+                self.pause(number)
+                is_over.wait(stop_s)
+                self.resume(number)
+
+        thread = threading.Thread(target=stutter, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def heal(self) -> None:
+        """Resume and start what is down, and wait until every broker is a member of the cluster."""
+        for number in self.numbers:
+            state = self._state(number)
+            if state == "paused":
+                self.resume(number)
+            elif state != "running":
+                self._engine("start", self._container(number))
+        for number in self.numbers:
+            self._await(number)
+
+    def close(self) -> None:
+        """Leave the cluster whole: it is not ours to end."""
+        self.heal()
+
+    def _await(self, number: int) -> None:
+        """Return when the broker answers, and says that it is a member."""
+        host, _, port = self.bootstrap_servers.split(",")[number - 1].rpartition(":")
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while number not in listeners.advertised(host, int(port)):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"kafka-{number} of {self.project} did not come back in {READY_TIMEOUT_S:.0f} s"
+                )
+            time.sleep(0.2)
+
+    def _container(self, number: int) -> str:
+        """The id of a broker's container; UsageError when the project has none."""
+        if number not in self.numbers:
+            raise UsageError(f"there is no broker {number}; there are {', '.join(map(str, self.numbers))}")
+        labels = (f"com.docker.compose.project={self.project}", f"com.docker.compose.service=kafka-{number}")
+        found = self._engine(
+            "ps", "--all", "--quiet", *(word for label in labels for word in ("--filter", f"label={label}"))
+        )
+        if not found:
+            raise UsageError(f"the compose project {self.project!r} has no container kafka-{number}")
+        return found.split()[0]
+
+    def _inspect(self, number: int) -> dict[str, Any]:
+        [found] = json.loads(self._engine("inspect", self._container(number)))
+        return dict(found)
+
+    def _state(self, number: int) -> str:
+        return str(self._inspect(number)["State"]["Status"])
+
+    def _engine(self, *words: str) -> str:
+        """Ask the engine that the environment or the docker context names."""
+        try:
+            done = subprocess.run(
+                ["docker", *words], capture_output=True, text=True, check=True, timeout=_ENGINE_TIMEOUT_S
+            )
+        except FileNotFoundError as error:
+            raise SetupError("there is no docker command here", "install the engine's command line") from error
+        except subprocess.CalledProcessError as error:
+            raise SetupError(
+                f"docker {words[0]}: {error.stderr.strip()}", "is the engine up, and does DOCKER_HOST name it?"
+            ) from error
+        return done.stdout.strip()
+
+
+def _settings(environment: list[str]) -> dict[str, str]:
+    """KAFKA_LOG_DIRS=… as log.dirs, the way the official image reads it."""
+    pairs = (line.split("=", 1) for line in environment if line.startswith("KAFKA_"))
+    return {name.removeprefix("KAFKA_").lower().replace("_", "."): value for name, value in pairs}
