@@ -14,7 +14,8 @@ from pathlib import Path
 
 from orchestration.roles import crash_point
 from sinks import merge as merging
-from sinks.merge import Lane, Policy, merge
+from sinks.lanes import Lane
+from sinks.merge import Policy, merge
 from streaming.home import Home
 from tests.crash.landing import table_for
 
@@ -26,7 +27,7 @@ def remove_first(lane: Lane, folder: Path, gone: Sequence[Path], begins: str | N
     made = list(folder.iterdir())
     for path in gone:
         path.unlink()
-    lane.checkpoint("merge_exchanged")
+    lane.checkpoint("folders_exchanged")
     for path in made:
         (lane.folder / path.name).hardlink_to(path)
 
@@ -35,7 +36,7 @@ def link_first(lane: Lane, folder: Path, gone: Sequence[Path], begins: str | Non
     """The control: for a moment the rows are there twice, for whoever reads the folder by a bare glob."""
     for path in folder.iterdir():
         (lane.folder / path.name).hardlink_to(path)
-    lane.checkpoint("merge_exchanged")
+    lane.checkpoint("folders_exchanged")
     for path in gone:
         path.unlink()
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from sinks import lanes as exchanging
 from sinks import merge as merging
 from sinks.folders import exchange, sync_folder
 from sinks.formats import FORMATS
-from sinks.merge import CHECKPOINTS, lanes, merge
+from sinks.lanes import lanes
+from sinks.merge import CHECKPOINTS, merge
 from sinks.reader import scan, slots
 from streaming.home import PROJECT_ROOT, Home
 from tests.crash.landing import PARTITIONS, RECORDS, batches, land, role_for, sink_for, table_for
@@ -95,7 +97,7 @@ def test_without_the_order_of_the_steps_a_kill_loses_or_doubles(tmp_path: Path, 
     for harm, wrong in (("remove-first", "lost"), ("link-first", "doubled")):
         home = shutil.copytree(half_landed, tmp_path / harm)
         expected = by_bare_glob(home, "parquet")
-        assert merge_in_child(home, "merge_exchanged:1", "parquet", harm) == -signal.SIGKILL
+        assert merge_in_child(home, "folders_exchanged:1", "parquet", harm) == -signal.SIGKILL
         found = by_bare_glob(home, "parquet")
         assert (len(found) < len(expected)) if wrong == "lost" else (len(found) > len(set(found)))
 
@@ -229,7 +231,7 @@ def power_cuts(folder: Path, patch: pytest.MonkeyPatch, *, without: str = "") ->
     for module in ("slots", "merge", "reader"):
         patch.setattr(f"sinks.{module}.footer", lambda path: FORMATS[path.suffix[1:]].footer(path))
     recorder.install(patch)
-    patch.setattr(merging, "exchange", recorder.exchanged)
+    patch.setattr(exchanging, "exchange", recorder.exchanged)
     sink = sink_for(home, "parquet")
     with pytest.MonkeyPatch.context() as quietly:
         quietly.setattr(recorder, "check", lambda: None)  # commits have a test of their own
@@ -242,7 +244,7 @@ def power_cuts(folder: Path, patch: pytest.MonkeyPatch, *, without: str = "") ->
     if without == "file":
         recorder.syncs = ("folders",)
     if without == "folder":
-        patch.setattr(merging, "sync_folder", lambda path: sync_folder(path) if path.suffix != ".replaced" else None)
+        patch.setattr(exchanging, "sync_folder", lambda path: sync_folder(path) if path.suffix != ".replaced" else None)
     merge(Home(home), "kafka", "positions_parquet", POLICY)
     patch.undo()
     assert recorder.checked > 20
@@ -262,6 +264,6 @@ def test_without_a_sync_a_power_cut_during_a_merge_does_damage(
 
 
 def test_the_moments_of_a_merge_are_all_killed_above() -> None:
-    source = Path(merging.__file__).read_text()
+    source = Path(str(merging.__file__)).read_text() + Path(str(exchanging.__file__)).read_text()
     assert all(f'checkpoint("{moment}")' in source for moment in CHECKPOINTS)
     assert source.count(".checkpoint(") == len(CHECKPOINTS)

@@ -16,7 +16,8 @@ from sinks import merge as merging
 from sinks.files import FileSink
 from sinks.folders import exchange, named
 from sinks.formats import Parquet, footer
-from sinks.merge import KEPT_AT_END, Merged, Policy, keeping, merge
+from sinks.lanes import KEPT_AT_END, keeping
+from sinks.merge import Merged, Policy, merge
 from sinks.reader import Slot, quarantine_scan, quarantine_slots, scan, scan_slots, slots
 from streaming.batch import Batch
 from streaming.errors import ChainBroken, SetupError, SlotTaken
@@ -212,7 +213,7 @@ def test_two_merges_that_know_nothing_of_each_other_do_no_harm(
     nested: list[list[Merged]] = []
 
     def another(moment: str) -> None:
-        if moment == "merge_link_synced" and not nested:
+        if moment == "folder_synced" and not nested:
             nested.append(merge(home, "kafka", table_for(suffix), replace(AT_ONCE, grace_s=grace_s)))
 
     monkeypatch.setattr(merging, "keeping", lambda *_: nullcontext())
