@@ -190,7 +190,6 @@ class Lab:
         finally:
             if self.brokers is not None:
                 self.brokers.close()
-                forget_brokers(self.folder)
 
     def __enter__(self) -> Self:
         return self

@@ -96,13 +96,16 @@ def exit_code(done: Run) -> int:
 
 
 def find(home: Home, name: str, experiment: str | None = None) -> Run:
-    """The run of this id, or the newest that has ended for “latest” or an experiment's name. UsageError if none."""
-    runs = find_runs(home, experiment or (name if name in DEEP_DIVES else None))
-    if name == "latest" or name in DEEP_DIVES:
-        ended = [each for each in runs if each.provenance["status"] != provenance.RUNNING]
-        found = ended[-1:]
+    """The run of this id or part of it, or the newest that has ended: of all for “latest”, or of an experiment.
+
+    Only runs of `experiment`, when it is given. UsageError if there is none, or are several.
+    """
+    asks_newest = name in ("latest", experiment) or name in DEEP_DIVES
+    runs = find_runs(home, name if name in DEEP_DIVES else experiment)
+    if asks_newest:
+        found = [each for each in runs if each.provenance["status"] != provenance.RUNNING][-1:]
     else:
-        found = [each for each in runs if each.run_id == name] or [each for each in runs if name in each.run_id]
+        found = [each for each in runs if name in each.run_id]
     if len(found) != 1:
         raise UsageError(f"{len(found) or 'no'} runs {name!r}; `streamgauge experiment runs` lists them")
     return found[0]

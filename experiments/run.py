@@ -286,6 +286,7 @@ def _carry_out(
         finally:
             signals.shield()
             measurements.seal(folder)
+            forget_brokers(folder)
             stamp.closed(status, reason, settings).write(folder)
         progress(Progress("judging and drawing", len(planned), len(planned), 0, experiment.name))
         return analyse(experiment, folder)
