@@ -166,8 +166,8 @@ def delete_topic(
     """Delete a topic of your own with all its records. Asks first."""
     from streaming.transports.kafka import operating
 
-    operating.insist_on_foreign(name)
-    _, _, cluster = connected(home, servers)
+    _, lab, cluster = connected(home, servers)
+    operating.insist_on_foreign(name.removeprefix(lab.prefix))
     cluster.partitions(name)
     if not yes:
         typer.confirm(f"Delete {name} at {cluster.bootstrap_servers} with all its records?", abort=True)
@@ -228,7 +228,8 @@ def _change(name: str, home: Any, servers: str | None, change: Callable[[Cluster
     from streaming.transports.kafka.operating import insist_on_foreign
 
     insist_on_foreign(name)
-    _, _, cluster = connected(home, servers)
+    _, lab, cluster = connected(home, servers)
+    insist_on_foreign(name.removeprefix(lab.prefix))
     before = cluster.layout([name])
     began = time.monotonic()
     change(cluster)
