@@ -123,3 +123,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         }
         for (file, line, function), (primitive, calls, own_s, cumulative_s, _) in stats(path).items()
     ]
+
+
+WAITS: Final = re.compile(
+    r"method '(acquire|consume|poll|flush|wait|get_watermark_offsets|committed|commit_transaction|init_transactions"
+    r"|send_offsets_to_transaction|begin_transaction|abort_transaction|close)' of '(_thread\.|cimpl\.)"
+    r"|time\.sleep|AdminClient\.|select\.|consumer_group_metadata"
+)
+
+
+def working(calls: pl.DataFrame) -> pl.DataFrame:
+    """The role's functions by own time, without those that only wait for a broker, a thread or the clock."""
+    waits = pl.Series([bool(WAITS.search(name)) for name in calls["function"]], dtype=pl.Boolean)
+    return of_role(calls.filter(~waits)).sort("own_s", descending=True)
