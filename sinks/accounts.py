@@ -66,14 +66,19 @@ class Files:
     sequences: Mapping[Life, NDArray[np.int64]]
 
 
-def check_files(report: TableReport, slots: Sequence[Slot], high_water: Mapping[int, int]) -> Files:
-    """Read every slot; count rows and what is corrupt or reordered. `high_water`: how far each chain has ever been."""
+def check_files(
+    report: TableReport, slots: Sequence[Slot], high_water: Mapping[int, int], begins: Mapping[int, int] = {}
+) -> Files:
+    """Read every slot; count rows and what is corrupt or reordered.
+
+    `high_water`: how far each chain has ever been; `begins`: where it begins, if it was pruned.
+    """
     report.files = len(slots)
     readable: list[Slot] = []
     sequences: dict[Life, list[NDArray[np.int64]]] = defaultdict(list)
     ordered = sorted(slots, key=lambda slot: (slot.partition, slot.base))
     chains = {partition: list(chain) for partition, chain in groupby(ordered, key=lambda slot: slot.partition)}
-    _check_chains(report, chains, high_water)
+    _check_chains(report, chains, high_water, begins)
     for chain in chains.values():
         rows = _read_chain(report, chain, readable)
         report.rows += len(rows)
@@ -92,11 +97,16 @@ def _rows(slot: Slot) -> pl.DataFrame | None:
     return rows
 
 
-def _check_chains(report: TableReport, chains: Mapping[int, Sequence[Slot]], high_water: Mapping[int, int]) -> None:
-    """Each chain begins at 0, each slot where the one before it ends, and the last is as far as the chain has been."""
+def _check_chains(
+    report: TableReport,
+    chains: Mapping[int, Sequence[Slot]],
+    high_water: Mapping[int, int],
+    begins: Mapping[int, int],
+) -> None:
+    """Each chain begins at 0 or where it was pruned to, and has no hole; its end is as far as it has ever been."""
     for partition in sorted({*chains, *high_water}):
         chain = chains.get(partition, ())
-        ends = [0, *(slot.next for slot in chain)]
+        ends = [begins.get(partition, 0), *(slot.next for slot in chain)]
         breaks = [
             f"p={partition}: {end} is followed by {slot.path.name}"
             for end, slot in zip(ends, chain, strict=False)
@@ -158,12 +168,14 @@ def check_identities(
     after: Mapping[Life, Claim],
     *,
     kept: Mapping[Life, IntervalSet] | None = None,
+    pruned: Mapping[Life, IntervalSet] = {},
 ) -> None:
     """Count lost, duplicated, unexpected and recovered.
 
     `before`: claims from before the cut, all of which must be here; `after`: claims from after the files were read,
     which must cover what is here. `kept` is for a compacted stream: of what is not here, only what the broker still
-    has counts as lost, for a later record of its key may have taken the place of the rest.
+    has counts as lost, for a later record of its key may have taken the place of the rest. `pruned` was here and is not
+    lost; where it is here again, it was here twice.
     """
     missing_total, superseded = 0, 0
     examples: list[str] = []
@@ -171,7 +183,9 @@ def check_identities(
         numbers = seen.get(life, np.empty(0, dtype=np.int64))
         here = IntervalSet.of_sorted(numbers)
         _check_seen(report, life, numbers, here, after.get(life, Claim()))
-        missing = before.get(life, Claim()).confirmed - here
+        gone = pruned.get(life, IntervalSet())
+        report.add("duplicated", len(again := gone & here), _examples(life, again))
+        missing = before.get(life, Claim()).confirmed - here - gone
         if kept is not None:
             superseded += len(missing - kept.get(life, IntervalSet()))
             missing = missing & kept.get(life, IntervalSet())

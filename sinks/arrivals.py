@@ -22,6 +22,7 @@ from sinks.derive import derive, table_schema
 from sinks.files import QUARANTINE, Rotation
 from sinks.folders import begin_of, named, steadily
 from sinks.formats import FORMATS
+from sinks.pruned import pruned_identities
 from sinks.slots import Checkpoint, Place, SlotChain, committed, remove_stale
 from streaming.batch import Batch
 from streaming.errors import ChainBroken, SlotTaken
@@ -29,6 +30,7 @@ from streaming.events import MARK, ORIGIN
 from streaming.home import Home
 from streaming.identities import Identities, new_rows
 from streaming.interfaces import Codec, Identity, Offsets
+from streaming.intervals import IntervalSet
 from streaming.topology import Role
 
 PARTITION: Final = 0
@@ -108,6 +110,7 @@ class ArrivalSink:
             raise ValueError(f"{role.name} is no sink")
         self._stream, self._schema = role.reads[0], table_schema(role)
         self._codec, self._rotation = codec, rotation
+        self._named = home, broker, role.table
         staging = home.staging(broker) / role.table
         remove_stale(staging)
 
@@ -127,7 +130,9 @@ class ArrivalSink:
         self.repeats = 0  # events that came again and were dropped
 
     def resume(self, partition: int) -> int | None:  # noqa: ARG002 - there is one
-        """Learn what is committed. None always: a queue is read from its head."""
+        """Learn what is committed, or was and is pruned. None always: a queue is read from its head."""
+        for life, numbers in pruned_identities(*self._named).items():
+            self._committed.lives[life] = self._committed.lives.get(life, IntervalSet()) | numbers
         self._catch_up()
         return None
 

@@ -59,7 +59,10 @@ class Landed:
                 self.reports[stream].notes.append(f"not recomputed, because {name} has {', '.join(found)} records")
             if found:
                 return False
-        return True
+        pruned = [name for name in dict.fromkeys((*inputs, *streams)) if self.reports[name].pruned]
+        for stream in streams if pruned else ():
+            self.reports[stream].notes.append(f"not recomputed, because of {', '.join(pruned)} the oldest were pruned")
+        return not pruned
 
 
 def _below(ends: Ends) -> pl.Expr:
@@ -170,9 +173,13 @@ def check_formats(
 ) -> None:
     """The same stream's rows below `ends` in two formats: `own`, the table of the report, against `others`."""
     for partition, end in ends.items():
+        begin = max((slots[0].base for slots in _chains(partition, own, others) if slots), default=0)
+        if begin and not isinstance(end, int):
+            report.notes.append("not compared with the other format: of a queue's tables the oldest rows were pruned")
+            continue
         pair = [
             scan_slots([slot for slot in slots if slot.partition == partition])
-            .filter(is_below(end))
+            .filter(is_below(end), pl.col("_offset") >= begin)
             .select(*columns, *_PLACE)
             .collect()
             for slots in (own, others)
@@ -183,6 +190,12 @@ def check_formats(
             place = _PLACE if isinstance(end, int) else []
             differing = pair[0].join(pair[1], on=[*place, *columns], how="anti", nulls_equal=True)
             report.at_least("wrong", len(differing), _shown(differing, _PLACE))
+
+
+def _chains(partition: int, *tables: Sequence[Slot]) -> list[list[Slot]]:
+    """The partition's slots in each of some tables, by base."""
+    mine = ([slot for slot in slots if slot.partition == partition] for slots in tables)
+    return [sorted(slots, key=lambda slot: slot.base) for slots in mine]
 
 
 def _compare(

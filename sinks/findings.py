@@ -41,6 +41,7 @@ class TableReport:
     rows: int = 0
     files: int = 0
     quarantined: int = 0
+    pruned: int = 0  # rows that were here and are older than what is kept
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORDS, 0))
     examples: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -94,7 +95,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
-        names = ("table", "stream", "rows", "files", "quarantined", "counts", "examples", "notes")
+        names = ("table", "stream", "rows", "files", "quarantined", "pruned", "counts", "examples", "notes")
         return {
             "broker": self.broker,
             "taken_at": self.taken_at,

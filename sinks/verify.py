@@ -21,8 +21,10 @@ from sinks.accounts import Claim, Files, Life, check_files, check_identities, cl
 from sinks.cut import Cut, high_water, snapshots, take_cut
 from sinks.derivations import Landed, check_alerts, check_formats, check_means
 from sinks.findings import Report, TableReport
+from sinks.prune import reading
+from sinks.pruned import pruned_identities
 from sinks.queue_cut import take_queue_cut
-from sinks.reader import quarantine_scan, slots
+from sinks.reader import begins, quarantine_scan, slots
 from streaming.codecs import codec
 from streaming.errors import UsageError
 from streaming.events import MARK
@@ -46,12 +48,27 @@ def verify(
     taken_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = _claims(transport, read_ledgers(home.ledgers(broker)))
     cut = _cut(home, transport, lab, before, wait_s=wait_s, progress=progress)
+    with reading(home, broker):
+        return _reconciled(home, transport, lab, before, cut, taken_at, progress)
+
+
+def _reconciled(
+    home: Home,
+    transport: Transport,
+    lab: Lab,
+    before: Mapping[str, Mapping[Life, Claim]],
+    cut: Cut,
+    taken_at: str,
+    progress: Callable[[str], None],
+) -> Report:
+    broker = transport.name
     tables = [_read_table(home, broker, role, cut, progress) for role in _SINKS]
     after = _claims(transport, read_ledgers(home.ledgers(broker)))
     for table in tables:
         name, kind = table.report.stream, STREAMS[table.report.stream].kind
         kept = _kept(transport, lab, name) if kind is StreamKind.REFERENCE else None
-        check_identities(table.report, table.files.sequences, before[name], after[name], kept=kept)
+        pruned = pruned_identities(home, broker, table.report.table)
+        check_identities(table.report, table.files.sequences, before[name], after[name], kept=kept, pruned=pruned)
     progress("recomputing what is derived")
     _check_values(tables, cut)
     return Report(broker, taken_at, cut.waited_s, tuple(table.report for table in tables))
@@ -90,7 +107,13 @@ def _read_table(home: Home, broker: str, role: Role, cut: Cut, progress: Callabl
     makers = [maker.name for maker in ROLES.values() if maker.kind is RoleKind.TRANSFORMER and stream in maker.writes]
     for who in (name, *makers):
         report.add("pending", cut.pending[who], [f"{cut.pending[who]:,} records that {who} had not reached"])
-    return _TableRead(role, report, check_files(report, slots(home, broker, name), high_water(home, broker, name)))
+    begun = {partition: begin.next for partition, begin in begins(home, broker, name).items()}
+    if begun:
+        report.pruned = sum(len(numbers) for numbers in pruned_identities(home, broker, name).values())
+        upto = ", ".join(f"p={partition} begins at {offset}" for partition, offset in sorted(begun.items()))
+        report.notes.append(f"{report.pruned:,} rows were pruned and are not missing: {upto}")
+    files = check_files(report, slots(home, broker, name), high_water(home, broker, name), begun)
+    return _TableRead(role, report, files)
 
 
 def _claims(transport: Transport, accounts: list[Account]) -> dict[str, dict[Life, Claim]]:
