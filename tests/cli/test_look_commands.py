@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from orchestration.cli import app
 from streaming.batch import Outgoing
@@ -50,8 +48,8 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def person(kafka: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
-    yield Person(Home(tmp_path_factory.mktemp("look") / "home").open(), kafka.bootstrap_servers)
+def person(kafka: Any, tmp_path_factory: pytest.TempPathFactory) -> Person:
+    return Person(Home(tmp_path_factory.mktemp("look") / "home").open(), kafka.bootstrap_servers)
 
 
 @pytest.fixture(scope="module")
