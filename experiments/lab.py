@@ -225,10 +225,11 @@ class Lab:
         return len(found) == partitions and all(each.leader >= 0 for each in found.values())
 
     def sweep(self, runs: Sequence[str]) -> None:
-        """Delete the topics and groups of these runs, which have ended without doing so."""
+        """Delete the topics and groups of these runs, which have ended without doing so.
+
+        BrokerUnavailable when the cluster does not answer.
+        """
         ended = tuple(f"lab-{run_id}-" for run_id in runs)
-        if not ended:
-            return
         try:
             self._topics += [name for name in self.admin.list_topics(timeout=ADMIN_S).topics if name.startswith(ended)]
         except KafkaException as error:
