@@ -1,11 +1,11 @@
 # Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status check format test bench docs notebooks lock
+.PHONY: help setup demo up down status check format test bench performance docs notebooks deep-dives lock
 SHELL := /bin/sh
 BIN := .venv/bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install everything into .venv (does nothing when nothing changed)
 	@./bootstrap
@@ -23,11 +23,14 @@ down: ## stop the lab; nothing is left running
 status: setup ## what runs
 	@$(BIN)/streamgauge status
 
-check: setup ## format, lint, types, import contracts
+check: setup ## format, lint, types, import contracts, container files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile docker/stand-ins/*/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/yamllint --strict --config-file docker/yamllint.yaml docker
 
 format: setup ## format and mend what the linter can mend
 	$(BIN)/ruff format .
@@ -39,11 +42,17 @@ test: check ## check, then every test on real brokers
 bench: setup ## sink and transformer rates as ratios to a bare consumer, in one run
 	@$(BIN)/python -m experiments.bench
 
+performance: setup ## profile every role here and write docs/performance.md from the tables (about 15 minutes)
+	@$(BIN)/python -m experiments.profiles.performance
+
 docs: setup ## make the generated parts of the pages and the figures anew
 	@$(BIN)/python -m docs.generate
 
 notebooks: setup ## execute the notebooks on real brokers, keep their outputs, write docs/exercises.md
 	@$(BIN)/python -m orchestration.notebooks
+
+deep-dives: setup ## the deep dives' pages, from the runs in the lab's home (measure first: streamgauge experiment run all)
+	@$(BIN)/python -m experiments.pages docs/deep-dives
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
