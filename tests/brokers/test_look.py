@@ -218,7 +218,7 @@ def test_a_broker_that_leaves_and_returns_is_seen_in_leaders_and_isr(kafka: Any,
         assert (orphan.leader, orphan.low, orphan.end, orphan.offsets_held) == (None, None, None, None)
         with (
             pytest.raises(BrokerUnavailable, match="no leader of"),
-            browsing(Cluster(kafka.bootstrap_servers), alone) as b,
+            browsing(Cluster(kafka.bootstrap_servers, timeout_s=3), alone) as b,
         ):
             b.last(1)
     finally:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     IsolationLevel,
+    KafkaError,
     KafkaException,
     TopicPartition,
 )
@@ -245,7 +246,8 @@ class Cluster:
         try:
             offset = int(future.result().offset)
         except KafkaException as exception:
-            if failures.is_passing(failures.error_of(exception)):
+            error = failures.error_of(exception)
+            if failures.is_passing(error) or error.code() == KafkaError._NOENT:  # the latter: no leader at all
                 return None
             raise failures.asking(self.bootstrap_servers, exception) from exception
         return offset if offset >= NO_LATER_RECORD else None  # librdkafka's -1001: the leader did not answer
