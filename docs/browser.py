@@ -62,7 +62,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=address)
 
-    def wait_until(self, script: str, timeout_s: float = 90) -> None:
+    def wait_until(self, script: str, timeout_s: float = 240) -> None:
         """Return when a JavaScript expression is true; TimeoutError with the page's text when it is not in time."""
         deadline = time.monotonic() + timeout_s
         while not self.run(script):
@@ -70,7 +70,7 @@ class Page:
                 raise TimeoutError(f"{script} is not true after {timeout_s:.0f} s; the page says: {self.text()[:2000]}")
             time.sleep(LOOK_AGAIN_S)
 
-    def wait_for(self, *words: str, timeout_s: float = 90) -> None:
+    def wait_for(self, *words: str, timeout_s: float = 240) -> None:
         """Return when the page shows all these words."""
         shown = "(document.body?.innerText ?? '')"
         self.wait_until(f"{json.dumps(words)}.every(word => {shown}.includes(word))", timeout_s)
