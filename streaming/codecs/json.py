@@ -56,7 +56,9 @@ class JsonCodec:
     def encode(self, table: pl.DataFrame) -> list[bytes]:
         """See interfaces.Codec."""
         wire = table.select(self._schema.names()).with_columns(pl.col(self._times).cast(pl.Int64))
-        return wire.write_ndjson().encode().splitlines()
+        lines = io.BytesIO()  # without it polars would make a str, to be made bytes again: a third of the time
+        wire.write_ndjson(lines)
+        return lines.getvalue().splitlines()
 
     def _wrong(
         self, table: pl.DataFrame, rows: np.typing.NDArray[np.int64], values: Sequence[bytes]

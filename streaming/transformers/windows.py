@@ -107,6 +107,15 @@ def _mean_longitude() -> pl.Expr:
     return pl.when(pl.col("longitude_span") > _CIRCLE // 2).then(turned).otherwise(_mean("longitude", _NANO))
 
 
+def _by_window(fixes: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by (window, event_time, epoch, sequence); mostly they come in order of the last three: half the cost."""
+    later, lives, turns = (pl.col(name).diff() for name in ("event_time_us", "epoch", "sequence"))
+    rises = (later > 0) | ((later == 0) & ((lives > 0) | ((lives == 0) & (turns > 0))))
+    if fixes.select(rises.all()).item():
+        return fixes.select("window", "latitude_n", "longitude_n").sort("window", maintain_order=True)
+    return fixes.sort("window", "event_time_us", "epoch", "sequence")
+
+
 def _hops(rows: pl.DataFrame) -> pl.DataFrame:
     """Millimetres of way in each window: the hops between its fixes, in (event_time, epoch, sequence) order."""
     fixes = rows.filter(pl.col("latitude_n") != MISSING, pl.col("longitude_n") != MISSING)
@@ -114,7 +123,7 @@ def _hops(rows: pl.DataFrame) -> pl.DataFrame:
     hop = haversine_m(latitude.shift(1), longitude.shift(1), latitude, longitude)
     same = pl.col("window") == pl.col("window").shift(1)
     return (
-        fixes.sort("window", "event_time_us", "epoch", "sequence")
+        _by_window(fixes)
         .select("window", pl.when(same).then((hop * 1000).round().cast(pl.Int64)).alias("mm"))
         .group_by("window")
         .agg(pl.col("mm").sum())

@@ -1,0 +1,384 @@
+"""`make performance`: profile the application here and write docs/performance.md from the tables.
+
+Invariant: every number, name and sentence of judgement on that page comes from a run's tables; the page names the runs
+and the machine, and says what disturbed them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from experiments.profiles import calls, hotspots, patterns, results, runs, scenarios, timing
+from experiments.profiles.hotspots import Gain
+from experiments.profiles.runner import Request, brokers, profile
+from experiments.profiles.runs import Profiler, Run, Status
+from experiments.profiles.scenarios import SCENARIOS
+from streaming.errors import StreamgaugeError
+from streaming.home import PROJECT_ROOT, Home
+from streaming.topology import RoleKind
+
+PAGE: Final = PROJECT_ROOT / "docs" / "performance.md"
+FIGURES: Final = PROJECT_ROOT / "docs" / "figures"
+NOTE: Final = "performance.json"
+TIMED: Final = ("positions-generator", "means-transformer", "positions-parquet")
+SCALENED: Final = (*TIMED, "alerts-transformer", "position-means-csv")
+FIGURED: Final = ("producer-json", "transformer-json", "sink-parquet")
+LINES: Final = 6
+CLOSE: Final = 0.1  # leaders whose shares are this near may change places from run to run
+KINDS: Final = {
+    RoleKind.GENERATOR: "Producers",
+    RoleKind.TRANSFORMER: "Transformers",
+    RoleKind.SINK: "Sinks",
+}
+
+_LOOPS: Final = """\
+Work of one turn of the loop, waiting apart: a turn sends a block, or takes in a poll (a sink's `main` polls, its
+`sink` thread decodes and writes; a transformer's turn is a transaction). A run is a process of its own on new topics,
+with 100,000 positions; the interval is a bootstrap over runs. p99 is given from 100 turns on. A reasonable number of
+runs follows from these runs' deviation: as many as make the interval ±5 % of the mean, at least ten."""
+_SCENES: Final = """\
+Each configuration once under cProfile. *Waiting* is the share of all threads' time; what dominates is of the work.
+Names come from rules over our own functions (`experiments/profiles/patterns.py`). A profile that is mostly waiting is
+flagged: its shares of work are of little time."""
+_CALLS: Final = """\
+Of all threads, frames that only lead to the role left out. Times are the clock's, so calls that wait lead; the call
+that *works* longest is named beside."""
+_PICTURES: Final = """\
+An icicle is read from the top: each row is called by the row above it, width is time, colour is the activity, grey is
+waiting. cProfile keeps pairs of caller and callee, so widths below a function that several call are estimates."""
+_SIDES: Final = """\
+Former and present way in turns in one process, 20,000 records a time, 15 rounds, milliseconds of processor time
+(median and 95 % interval). Both give the same result, which is checked before they are timed."""
+_SHARED: Final = """\
+Seconds of the clock are therefore larger than on a quiet machine; processor time and shares of work suffer least, and
+are what is judged here. Waiting for a processor counts as work or as waiting, wherever it befell."""
+_REPEAT: Final = """\
+## How to repeat it
+
+```
+make performance
+streamgauge profile positions-parquet --with scalene --messages 200000
+streamgauge profile view latest
+streamgauge profile compare RUN_A RUN_B
+```"""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The runs that the page is made of."""
+
+    scenarios: list[Run]
+    scalene: list[Run]
+    timed: list[Run]
+
+
+def measure(home: Home, *, timing_runs: int = timing.RUNS, say: Say = print) -> Found:
+    """Run everything on one cluster of its own, and note which runs they were."""
+    with brokers() as servers:
+        timed = []
+        for number in range(timing_runs):  # in turns, so that what else the machine does meets all roles
+            for name in TIMED:
+                say(f"timing {name}, {number + 1} of {timing_runs}")
+                timed.append(profile(home, Request(name, profiler=Profiler.NONE, scenario="timing"), servers))
+        done = scenarios.run(home, servers, SCENARIOS, say=say)
+        scalened = [profile(home, Request(name, profiler=Profiler.SCALENE), servers, say=say) for name in SCALENED]
+    found = Found(done, scalened, timed)
+    names = {part: [run.name for run in getattr(found, part)] for part in Found.__slots__}
+    (runs.root(home) / NOTE).write_text(json.dumps(names, indent=2) + "\n")
+    return found
+
+
+def noted(home: Home) -> Found:
+    """The runs of the last measure()."""
+    names = json.loads((runs.root(home) / NOTE).read_text())
+    return Found(**{part: [runs.found(home, name) for name in names[part]] for part in Found.__slots__})
+
+
+def page(home: Home, found: Found, gains: Sequence[Gain]) -> str:
+    """The page's text; figures are named as write() copies them."""
+    parts = [
+        _head(found),
+        _loops(home, found),
+        _scenarios(home, found),
+        _top_calls(home, found),
+        _scalene(home, found),
+        _figures(home, found),
+        _hot_spots(gains),
+        _repeat(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(home: Home, found: Found) -> Path:
+    """Write the page and copy its figures."""
+    gains = [hotspots.measure(each) for each in hotspots.hot_spots()]
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    for run, name in _pictured(found):
+        shutil.copy(runs.folder_of(home, run) / results.FIGURE, FIGURES / name)
+    PAGE.write_text(page(home, found, gains))
+    return PAGE
+
+
+def agreement(cprofile: pl.DataFrame, scalene: pl.DataFrame) -> str:
+    """Whether both profilers see the same activity lead the work, or why they do not."""
+    one, other = patterns.verdict(cprofile), patterns.verdict(scalene)
+    if one.bottleneck == other.bottleneck:
+        return f"agree: {one.bottleneck} ({one.share_of_work:.0%} and {other.share_of_work:.0%} of the work)"
+    says = f"differ: {one.bottleneck} ({one.share_of_work:.0%}) and {other.bottleneck} ({other.share_of_work:.0%})"
+    theirs = _share_of_work(cprofile, other.bottleneck)
+    if one.share_of_work - theirs <= CLOSE:
+        return f"{says}; cProfile has the two within {CLOSE:.0%} of each other"
+    return f"{says}; cProfile counts the clock and its own cost of each call, scalene samples lines every 10 ms"
+
+
+def _share_of_work(activities: pl.DataFrame, name: str) -> float:
+    work = activities.filter(~pl.col("is_waiting"))
+    return float(work.filter(pl.col("activity") == name)["share"].sum()) / (float(work["share"].sum()) or 1.0)
+
+
+def _head(found: Found) -> str:
+    first = (found.timed or found.scenarios)[0]
+    machine, versions = first.provenance["machine"], first.provenance["versions"]
+    everyone = [*found.timed, *found.scenarios, *found.scalene]
+    failed = [run.name for run in everyone if run.status is not Status.COMPLETE]
+    load = [run.provenance["machine"]["load_before"][0] for run in everyone]
+    where = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Linux {machine['kernel']}, Python {machine['python']}, polars {versions['polars']}, "
+        f"confluent-kafka {versions['confluent-kafka']}. Three Kafka brokers on the same machine, replication 3."
+    )
+    busy = f"Its load before the runs was {min(load):.1f} to {max(load):.1f} on {machine['cores']} cores."
+    return "\n".join(
+        [
+            "# Performance",
+            "",
+            "*Generated by `make performance` from the tables of its runs; not edited by hand.*",
+            "",
+            f"{len(everyone)} runs from {first.began[:16]} UTC on, code {first.provenance['code'][:12]}. {where}",
+            "",
+            f"**The machine was shared.** {busy} {_SHARED}",
+            "",
+            f"Runs that did not complete: {', '.join(failed) or 'none'}.",
+        ]
+    )
+
+
+def _loops(home: Home, found: Found) -> str:
+    rows = [each for name in TIMED for each in timing.timings(home, [run for run in found.timed if run.role == name])]
+    cost_us = timing.instrument_cost_us()
+    shortest_ms = min(each.median_ms for each in rows)
+    gaps = [each.worst_gap for each in rows if each.worst_gap is not None]
+    says = (
+        f"Work and waiting of all turns add up to the loop's wall time within {max(gaps):.2%} in the worst run. "
+        f"The instrument costs {cost_us:.2f} µs a turn: {cost_us / 10 / shortest_ms:.3f} % of the shortest median turn."
+    )
+    shown = timing.table(rows).select(
+        "role",
+        "thread",
+        "runs",
+        "turns",
+        pl.col("mean_ms").alias("mean ms"),
+        pl.format("{} – {}", pl.col("low_ms").round_sig_figs(3), pl.col("high_ms").round_sig_figs(3)).alias(
+            "95 % interval"
+        ),
+        pl.col("sd_runs_ms").alias("sd of runs"),
+        pl.col("sd_turns_ms").alias("sd of turns"),
+        pl.col("median_ms").alias("median"),
+        pl.col("p99_ms").alias("p99"),
+        pl.col("wait_ms").alias("waiting ms"),
+        pl.col("work_us_per_record").alias("work µs a record"),
+        pl.col("runs_needed").alias("runs for ±5 %"),
+    )
+    return "\n".join(
+        [
+            "## The loops: mean and deviation",
+            "",
+            _LOOPS,
+            "",
+            _table(shown),
+            "",
+            says,
+        ]
+    )
+
+
+def _scenarios(home: Home, found: Found) -> str:
+    table = scenarios.table(home, found.scenarios)
+    parts = [
+        "## Scenarios: what dominates where",
+        "",
+        _SCENES,
+    ]
+    for kind, title in KINDS.items():
+        rows = table.filter(pl.col("kind") == str(kind))
+        shown = rows.select(
+            "scenario",
+            pl.col("varies").alias("what is different"),
+            pl.col("cpu_us_per_record").alias("CPU µs a record"),
+            pl.col("waiting").mul(100).round(0).cast(pl.Int64).alias("waiting %"),
+            pl.col("bottleneck").alias("leads the work"),
+            pl.col("share_of_work").mul(100).round(0).cast(pl.Int64).alias("% of work"),
+            pl.col("pattern"),
+            pl.when("is_mostly_waiting").then(pl.lit("⚠ mostly waiting")).otherwise(pl.lit("")).alias("flag"),
+        )
+        parts += ["", f"### {title}", "", _table(shown), "", *_readings(home, found, kind)]
+    return "\n".join(parts)
+
+
+def _readings(home: Home, found: Found, kind: RoleKind) -> Iterator[str]:
+    """A sentence a scenario of this kind, by the rules."""
+    for run in found.scenarios:
+        scenario = scenarios.of(run)
+        activities = results.read(runs.folder_of(home, run), results.ACTIVITIES)
+        if scenario is not None and scenario.kind is kind and activities is not None and len(activities):
+            yield f"- **{scenario.name}**: {patterns.verdict(activities).says}"
+
+
+def _top_calls(home: Home, found: Found) -> str:
+    parts = [
+        "## Top three calls",
+        "",
+        _CALLS,
+    ]
+    for run in (each for each in found.scenarios if each.scenario in FIGURED):
+        table = results.read(runs.folder_of(home, run), results.CALLS)
+        if table is None:
+            continue
+        parts += ["", f"### {run.role}"]
+        works = calls.working(table).row(0, named=True)
+        parts += ["", f"Works longest: `{calls.named(works)}`, {works['own_s']:.3f} s in {works['calls']:,} calls.", ""]
+        parts += ["| | by own time | by cumulative time | by calls |", "|---|---|---|---|"]
+        columns = [calls.top(table, order).to_dicts() for order in calls.ORDERS]
+        for place in range(min(map(len, columns))):
+            cells = (_call(column[place], order) for column, order in zip(columns, calls.ORDERS, strict=True))
+            parts.append(f"| {place + 1} | {' | '.join(cells)} |")
+    return "\n".join(parts)
+
+
+def _call(row: dict[str, Any], order: str) -> str:
+    seconds = row["own_s"] if order == "calls" else row[order]
+    return f"`{calls.named(row)}` {seconds:.3f} s, {row['calls']:,} calls"
+
+
+def _scalene(home: Home, found: Found) -> str:
+    parts = [
+        "## What scalene sees",
+        "",
+        "Shares of all samples; memory in MB, by line. The hottest lines that are work:",
+    ]
+    for run in found.scalene:
+        folder = runs.folder_of(home, run)
+        lines, activities = results.read(folder, results.LINES), results.read(folder, results.ACTIVITIES)
+        if lines is None or activities is None or not len(activities):
+            continue
+        hot = _working_lines(lines).select(
+            pl.format("`{}:{}`", "file", "line").alias("line"),
+            pl.format("`{}`", pl.col("source").str.replace_all(r"[|`]", "¦").str.slice(0, 60)).alias("source"),
+            *(pl.col(name).mul(100).alias(f"{name} %") for name in ("python", "native", "system")),
+            pl.col("peak_mb").alias("peak"),
+            pl.col("copied_mb_s").alias("copied MB/s"),
+        )
+        parts += [
+            "",
+            f"### {run.role}: {run.cpu_us_per_record or 0:.1f} µs of processor a record, {run.peak_rss_mb:.0f} MB",
+        ]
+        parts += ["", _table(hot.head(LINES)), "", patterns.verdict(activities).says]
+        twin = next((each for each in found.scenarios if (each.role, each.workload) == (run.role, run.workload)), None)
+        theirs = None if twin is None else results.read(runs.folder_of(home, twin), results.ACTIVITIES)
+        if theirs is not None and len(theirs):
+            parts += ["", f"cProfile and scalene {agreement(theirs, activities)}."]
+    return "\n".join(parts)
+
+
+def _working_lines(lines: pl.DataFrame) -> pl.DataFrame:
+    names = [patterns.activity(file, function) for file, function in lines.select("file", "function").iter_rows()]
+    is_work = pl.Series([name not in patterns.WAITING for name in names], dtype=pl.Boolean)
+    return lines.filter(is_work)
+
+
+def _pictured(found: Found) -> Iterator[tuple[Run, str]]:
+    for run in found.scenarios:
+        if run.scenario in FIGURED:
+            yield run, f"performance-{run.scenario}.png"
+    for run in found.scalene[1:3]:
+        yield run, f"performance-scalene-{run.role}.png"
+
+
+def _figures(home: Home, found: Found) -> str:
+    parts = [
+        "## Figures",
+        "",
+        _PICTURES,
+    ]
+    for run, name in _pictured(found):
+        activities = results.read(runs.folder_of(home, run), results.ACTIVITIES)
+        says = patterns.verdict(activities).says if activities is not None and len(activities) else ""
+        parts += [
+            "",
+            f"![{run.role} under {run.profiler}](figures/{name})",
+            "",
+            f"*{run.role}, {run.workload.says}.* {says}",
+        ]
+    return "\n".join(parts)
+
+
+def _hot_spots(gains: Sequence[Gain]) -> str:
+    parts = [
+        "## Bottlenecks that were mended",
+        "",
+        _SIDES,
+    ]
+    for gain in gains:
+        parts += [
+            "",
+            f"**{gain.spot.name}** (`{gain.spot.where}`). Found by: {gain.spot.found_by}. Now: {gain.spot.remedy}.",
+            "",
+            f"before {gain.before_ms} ms → after {gain.after_ms} ms, ratio **{gain.ratio}**",
+        ]
+    return "\n".join(parts)
+
+
+def _repeat() -> str:
+    return _REPEAT
+
+
+def _table(rows: pl.DataFrame) -> str:
+    """Markdown; numbers with three digits."""
+    head = f"| {' | '.join(rows.columns)} |"
+    rule = "|" + "|".join("---:" if kind.is_numeric() else "---" for kind in rows.dtypes) + "|"
+    return "\n".join([head, rule, *(f"| {' | '.join(map(_cell, row))} |" for row in rows.iter_rows())])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, unless `--page-only`, and write the page."""
+    home = Home.locate(os.environ).open()
+    found = noted(home) if "--page-only" in arguments else measure(home)
+    print(write(home, found))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except StreamgaugeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
