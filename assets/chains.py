@@ -1,19 +1,21 @@
 """How far a table has grown: sums over its slots that go on from where the last look ended.
 
 Invariant: the sums are those of every slot that is there now. A look opens only slots behind the known positions; when
-the number of files before them is another than was counted (a slot went away, or came back), all are counted anew.
+other commits lie before them than were counted (a slot went away, or came back, or was pruned), all are counted anew.
+A merge changes files and bytes, and no row: those are looked at again, and what was made of the rows stays true.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from sinks.cut import high_water
-from sinks.reader import Slot, bases, slots
+from sinks.folders import SlotName, steadily
+from sinks.reader import Slot, begins, names, slots_of
 from streaming.home import Home
 
 NEVER: Final = 0.0
@@ -29,6 +31,13 @@ class Chain:
     size_bytes: int = 0
     committed_at: float = NEVER  # the newest commit, in seconds since 1970
     missing: tuple[tuple[int, int], ...] = ()
+    commits: int = 0  # of which a merged file holds several
+
+    def now_in(self, there: Sequence[tuple[Path, SlotName]]) -> Chain:
+        """This chain in the files that it lies in now."""
+        if len(there) == self.files:
+            return self
+        return replace(self, files=len(there), size_bytes=sum(path.stat().st_size for path, _ in there))
 
     def extended(self, newer: Sequence[Slot]) -> Chain:
         """This chain and the slots behind it, in order; what does not join on is noted as missing."""
@@ -41,6 +50,7 @@ class Chain:
             size_bytes=self.size_bytes + sum(slot.size_bytes for slot in newer),
             committed_at=max([self.committed_at, *(slot.committed_at.timestamp() for slot in newer)]),
             missing=(*self.missing, *breaks),
+            commits=self.commits + sum(slot.commits for slot in newer),
         )
 
 
@@ -78,7 +88,7 @@ class Extent:
     @property
     def version(self) -> str:
         """A digest of the positions: the same records have landed if and only if it is the same."""
-        positions = [(partition, chain.next, chain.files) for partition, chain in sorted(self.chains.items())]
+        positions = [(partition, chain.next, chain.commits) for partition, chain in sorted(self.chains.items())]
         return hashlib.sha256(repr(positions).encode()).hexdigest()[:16]
 
     def dump(self) -> dict[str, Any]:
@@ -110,18 +120,38 @@ class Growth:
 
 def look(home: Home, broker: str, table: str, known: Extent = NOTHING) -> Growth:
     """Count a table on from what is known of it."""
+    return steadily(lambda: _look(home, broker, table, known))
+
+
+def _look(home: Home, broker: str, table: str, known: Extent) -> Growth:
+    """All of one listing: what is merged or pruned after it makes this look begin anew."""
     marks = high_water(home, broker, table)
-    there = bases(home, broker, table)
-    is_afresh = any(
-        sum(base < chain.next for base in there.get(partition, ())) != chain.files
-        for partition, chain in known.chains.items()
-    )
-    known = NOTHING if is_afresh else known
-    newer = slots(home, broker, table, {partition: chain.next for partition, chain in known.chains.items()})
-    chains = dict(known.chains)
-    for partition, found in groupby(newer, key=lambda slot: slot.partition):
-        chains[partition] = chains.get(partition, Chain()).extended(list(found))
-    return Growth(Extent(chains, marks), newer, is_afresh or not known.chains)
+    there = names(home, broker, table)
+    counted = {partition: _before(there.get(partition, ()), chain.next) for partition, chain in known.chains.items()}
+    if any(_commits(counted[partition]) != chain.commits for partition, chain in known.chains.items()):
+        known = NOTHING
+    chains = {partition: chain.now_in(counted[partition]) for partition, chain in known.chains.items()}
+    newer: list[Slot] = []
+    for partition, found in sorted(there.items()):
+        before = chains.get(partition)
+        mine = slots_of(table, [path for path, name in found if before is None or name.base >= before.next])
+        if mine:
+            chains[partition] = (before or Chain(next=_begin(home, broker, table, partition))).extended(mine)
+            newer += mine
+    return Growth(Extent(chains, marks), newer, not known.chains)
+
+
+def _begin(home: Home, broker: str, table: str, partition: int) -> int:
+    found = begins(home, broker, table).get(partition)
+    return found.next if found else 0
+
+
+def _before(there: Sequence[tuple[Path, SlotName]], position: int) -> list[tuple[Path, SlotName]]:
+    return [(path, name) for path, name in there if name.base < position]
+
+
+def _commits(there: Sequence[tuple[Path, SlotName]]) -> int:
+    return sum(name.commits for _, name in there)
 
 
 def gaps(extent: Extent) -> list[str]:

@@ -67,6 +67,11 @@ def names(home: Home, broker: str, table: str) -> dict[int, list[tuple[Path, Slo
     return found
 
 
+def slots_of(table: str, paths: Sequence[Path]) -> list[Slot]:
+    """The slots in some of the table's files. FileNotFoundError when one went away since it was listed."""
+    return [_slot(table, path) for path in paths]
+
+
 def begins(home: Home, broker: str, table: str) -> dict[int, Begin]:
     """Partition → where its chain begins, of those that were pruned."""
     folders = (home.warehouse(broker) / table).glob("p=*")
