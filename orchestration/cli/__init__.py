@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, notebook, profile
+from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, notebook, profile, queues
 from streaming.errors import StreamgaugeError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ experiment.register(app)
 containers.register(app)
 doctor.register(app)
 look.register(app)
+queues.register(app)
 profile.register(app)
 broker.register(app)
 notebook.register(app)

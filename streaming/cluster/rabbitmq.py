@@ -39,7 +39,7 @@ EXCHANGE: Final = "streamgauge"
 OPERATOR: Final = "operator"  # makes queues and streams; administers the nodes
 MONITOR: Final = "monitor"  # reads the management API, no messages
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
-READY_TIMEOUT_S: Final = 90.0
+READY_TIMEOUT_S: Final = 240.0  # eight seconds on a machine with nothing else to do
 STOP_TIMEOUT_S: Final = 60.0
 PORTS_PER_NODE: Final = 6
 REPLICATION_PORTS: Final = 50  # each copy of a stream listens for a moment on the first free port of this many
@@ -238,17 +238,23 @@ class DisposableRabbitMQ:
     """RabbitMQ of one's own on free ports: to be killed, paused, alarmed and thrown away.
 
     A context manager. All processes end when the block ends, and also when this process ends, even by SIGKILL. Node
-    numbers start at 1. The folder is a temporary one, deleted at the end, unless `folder` is given.
+    numbers start at 1. The folder is a temporary one, deleted at the end, unless `folder` is given; or all of it is as
+    `cluster` describes it.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, count: int = 1, settings: Mapping[str, str] = NO_SETTINGS
+        self,
+        folder: Path | None = None,
+        *,
+        count: int = 1,
+        settings: Mapping[str, str] = NO_SETTINGS,
+        cluster: Nodes | None = None,
     ) -> None:
-        self._is_temporary = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="sg-rabbitmq-"))
-        epmd, *found = ports.free(1 + PORTS_PER_NODE * count)
-        listening = [NodePorts(*found[at : at + PORTS_PER_NODE]) for at in range(0, len(found), PORTS_PER_NODE)]
-        self.cluster = describe(self.folder, listening, epmd, settings=settings)
+        self._is_temporary = folder is None and cluster is None
+        self.cluster = cluster or _on_free_ports(
+            folder or Path(tempfile.mkdtemp(prefix="sg-rabbitmq-")), count, settings
+        )
+        self.folder = self.cluster.root
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         # One thread starts every process and lives as long as they do: a tether holds to the thread that started it.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="rabbitmq-starter")
@@ -344,6 +350,12 @@ class DisposableRabbitMQ:
 
     def _launch(self, process: RabbitProcess) -> None:
         self._processes[process.name] = self._starter.submit(_launch, process).result()
+
+
+def _on_free_ports(folder: Path, count: int, settings: Mapping[str, str]) -> Nodes:
+    epmd, *found = ports.free(1 + PORTS_PER_NODE * count)
+    listening = [NodePorts(*found[at : at + PORTS_PER_NODE]) for at in range(0, len(found), PORTS_PER_NODE)]
+    return describe(folder, listening, epmd, settings=settings)
 
 
 def _launch(process: RabbitProcess) -> subprocess.Popen[bytes]:
