@@ -1,21 +1,29 @@
 """A deep dive's page in the documentation, written from a run's tables: question, method, tables, figures, findings.
 
+`python -m experiments.pages FOLDER` (make deep-dives) writes a page for each dive that has been measured in the lab's
+home, and an index; dives without a sound run are named in the index, not invented.
+
 Invariant: no number on a page is typed by hand; whatever is said of the measurements comes from the measurements.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from experiments.experiment import Experiment, Scene
+from experiments.deep_dives import DEEP_DIVES
+from experiments.experiment import Experiment, Preset, Scene
+from experiments.findings import Verdict
 from experiments.measurements import Measured, NotMeasured
-from experiments.run import Run
+from experiments.run import Run, find_runs
 from experiments.statistics import median_interval
+from streaming.home import Home
 
 _NAMES_OF_THE_RUN = ("group.id",)
 SIGNS = {"holds": "✔ holds", "refuted": "✘ refuted", "unknown": "? unknown"}
@@ -31,6 +39,41 @@ def write(experiment: Experiment, run: Run, folder: Path) -> Path:
     page = folder / f"{experiment.name}.md"
     page.write_text(render(experiment, run), encoding="utf-8")
     return page
+
+
+def write_all(home: Home, folder: Path, experiments: Mapping[str, Experiment] = DEEP_DIVES) -> list[Path]:
+    """Write the page of every dive that has a sound run in this home, and the index of all; returns what was written.
+
+    Sound: complete, in a preset that can decide something, without overridden levels. The newest one counts.
+    """
+    chosen = {name: run for name in experiments if (run := _newest_sound(home, name))}
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / "README.md"
+    index.write_text(_index(experiments, chosen), encoding="utf-8")
+    return [index, *(write(experiments[name], run, folder) for name, run in chosen.items())]
+
+
+def _newest_sound(home: Home, name: str) -> Run | None:
+    def is_sound(run: Run) -> bool:
+        stamp = run.provenance
+        return run.is_complete and stamp["preset"] != Preset.SMOKE and not stamp["overrides"]
+
+    return next(filter(is_sound, reversed(find_runs(home, name))), None)
+
+
+def _index(experiments: Mapping[str, Experiment], chosen: Mapping[str, Run]) -> str:
+    rows = [_index_row(each, chosen.get(name)) for name, each in experiments.items()]
+    heads = ["dive", "question", *Verdict, "run", "measured beside"]
+    return f"# Deep dives\n\nWritten by code from the runs named here (`make deep-dives`).\n\n{_table(heads, rows)}\n"
+
+
+def _index_row(experiment: Experiment, run: Run | None) -> list[str]:
+    if run is None:
+        again = f"not measured yet: `streamgauge experiment run {experiment.name}`"
+        return [experiment.title, experiment.question, *("–" for _ in Verdict), again, ""]
+    counts = [str(run.findings.filter(verdict=verdict).height) for verdict in Verdict]
+    beside = "; ".join(run.provenance["contention"]) or "nothing seen"
+    return [f"[{experiment.title}]({experiment.name}.md)", experiment.question, *counts, f"`{run.run_id}`", beside]
 
 
 def render(experiment: Experiment, run: Run) -> str:
@@ -150,3 +193,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    for written in write_all(Home.locate(os.environ), Path(sys.argv[1])):
+        print(written)

@@ -8,7 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from experiments import pages
+from experiments.experiment import Preset
 from experiments.run import Run
+from streaming.home import Home
 from tests.unit.test_experiment_engine import DICE, start
 
 
@@ -29,3 +31,16 @@ def test_a_page_shows_question_findings_tables_figures_use_and_the_run(tmp_path:
 def test_a_failed_trial_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
     done: Run = start(tmp_path, overrides={"is_broken": (True, False)})
     assert "the die fell off the table" in pages.render(DICE, done)
+
+
+def test_the_index_has_sound_runs_with_verdicts_and_says_what_is_not_measured(tmp_path: Path) -> None:
+    home, folder = Home(tmp_path), tmp_path / "docs"
+    start(tmp_path, preset=Preset.SMOKE)
+    start(tmp_path, overrides={"sides": (20,)})
+    (index,) = pages.write_all(home, folder, {"dice": DICE})
+    assert "not measured yet" in index.read_text(), "neither a smoke run nor one of chosen levels makes a page"
+    done = start(tmp_path)
+    written = pages.write_all(home, folder, {"dice": DICE})
+    assert [path.name for path in written] == ["README.md", "dice.md"]
+    assert done.run_id in index.read_text()
+    assert "| 1 | 0 | 0 |" in index.read_text()
