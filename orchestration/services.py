@@ -50,6 +50,7 @@ concurrency:
 run_monitoring: {enabled: true, max_runtime_seconds: 7200}
 run_retries: {enabled: true, max_retries: 0, retry_on_asset_or_op_failure: false}
 telemetry: {enabled: false}
+nux: {enabled: false}  # no form over the first page
 """
 
 
