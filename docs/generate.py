@@ -23,6 +23,7 @@ import typer
 from docs import kafka_features
 from docs.diagram import application, base_figure, svg
 from docs.footprint import FOOTPRINT
+from orchestration.brokers import node_ports
 from orchestration.cli import app
 from sinks.derive import DERIVED, PLACE
 from streaming.home import PROJECT_ROOT, Home
@@ -154,6 +155,7 @@ def _written(role: Role) -> str:
 def ports() -> str:
     """What listens where, with the default settings."""
     lab, numbers = Lab(), range(1, BROKER_COUNT + 1)
+    node = node_ports(lab, 1)
     clients = ", ".join(str(lab.broker_port(number)) for number in numbers)
     controllers = ", ".join(str(lab.controller_port(number)) for number in numbers)
     return table(
@@ -166,8 +168,17 @@ def ports() -> str:
             ),
             (controllers, "kafka-1 to kafka-3, listener CONTROLLER", "the brokers' quorum: Kafka (Raft)"),
             (lab.web_port, "dagster-webserver", "a browser: HTTP, GraphQL"),
+            *((getattr(node, kind), f"rabbitmq-1, {kind}", says) for kind, says in _RABBITMQ.items()),
         ),
     )
+
+
+_RABBITMQ: Final = {
+    "amqp": "roles on queues: AMQP 0-9-1",
+    "stream": "roles on streams: RabbitMQ's stream protocol",
+    "management": "commands, a browser: HTTP",
+    "prometheus": "whoever scrapes: HTTP",
+}
 
 
 def folders() -> str:
