@@ -39,7 +39,7 @@ FEATURES: Final = (
         "Replication",
         "broker",
         ("default.replication.factor", "min.insync.replicas"),
-        "a confirmed record is on two disks at least: one broker may be lost, with two the producers wait",
+        "two brokers at least have a confirmed record: one may be lost; with two gone the producers wait",
     ),
     (
         "No unclean election",
