@@ -281,7 +281,12 @@ def _progress(home: Home, name: str, instance: int) -> Progress:
     suffix = f"-{instance}" if instance else ""
     path = home.run / f"{name}{suffix}.json"
     turns = Turns(path.with_suffix(SUFFIX)) if os.environ.get("STREAMGAUGE_TURNS") else None  # when it is profiled
-    return Progress(name, path, turns=turns)
+    progress = Progress(name, path, turns=turns)
+    if port := os.environ.get("STREAMGAUGE_METRICS_PORT"):  # in containers; here `status` reads the same numbers
+        from streaming import metrics  # noqa: PLC0415 - only when somebody scrapes
+
+        metrics.serve(progress, int(port))
+    return progress
 
 
 def _stop_on_signals() -> threading.Event:

@@ -35,7 +35,7 @@ class Landing:
     was read in, and dropped when that is over.
     """
 
-    def __init__(self, sink: Sink, on_commit: Callable[[int], None], turns: Turns | None = None) -> None:
+    def __init__(self, sink: Sink, on_commit: Callable[[int, float], None], turns: Turns | None = None) -> None:
         self._sink = sink
         self._turns = turns
         self._idle_s, self._records = 0.0, 0  # of the sink's thread, for its turns
@@ -176,8 +176,10 @@ class Landing:
             raise RestartRequired(f"not committed, it will be read again: {error}") from error
 
     def _commit(self) -> None:
+        began_s = time.monotonic()
         offsets = self._sink.commit()
-        self._on_commit(sum(self._written.pop(partition, 0) for partition in offsets))
+        count = sum(self._written.pop(partition, 0) for partition in offsets)
+        self._on_commit(count, time.monotonic() - began_s)
         displaced = self._sink.displaced()
         for partition in displaced:
             self._begin_edition(partition)

@@ -37,6 +37,8 @@ class Progress:
     rejected: int = 0
     waited_s: float = 0.0
     last_commit_at: float | None = None
+    commits_made: int = 0
+    commit_s: float = 0.0  # all commits together
     started_at: float = field(default_factory=time.time)
     turns: Turns | None = None
     loop_s: float | None = None  # how long the loop took, when it is over
@@ -56,9 +58,13 @@ class Progress:
         """Records could not be decoded."""
         self.rejected += records
 
-    def commits(self, records: int) -> None:
-        """Records are durable and visible."""
+    def commits(self, records: int, took_s: float = 0.0) -> None:
+        """Records are durable and visible; making them so took that long."""
+        if not records:  # a turn without input commits nothing, and must not look like work
+            return
         self.committed += records
+        self.commits_made += 1
+        self.commit_s += took_s
         self.last_commit_at = time.time()
 
     @contextmanager

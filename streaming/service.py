@@ -166,12 +166,13 @@ class _Flow(Generic[S]):
                 outputs.setdefault(name, []).append(table)
         offsets = {partition: batches[-1].next_offset for partition, batches in self._pending.items()}
         dumped = {partition: self._step.dump(state) for partition, state in states.items()}
-        if not transaction.commit(self._encoded(outputs), dumped, offsets):
+        encoded, began_s = self._encoded(outputs), time.monotonic()
+        if not transaction.commit(encoded, dumped, offsets):
             return False
         self._pending = {}
         self._states.update(states)
         self._progress.rejects(rejected)
-        self._progress.commits(count)
+        self._progress.commits(count, time.monotonic() - began_s)
         return True
 
     def _encoded(self, outputs: Mapping[str, list[pl.DataFrame]]) -> list[Outgoing]:

@@ -326,7 +326,7 @@ def batch(start: int, end: int) -> Batch:
 
 @contextmanager
 def landing(shelf: Shelf) -> Iterator[Landing]:
-    made = Landing(shelf, lambda _: None)
+    made = Landing(shelf, lambda *_: None)
     try:
         yield made
     finally:
