@@ -102,12 +102,14 @@ def page(notebook: Any) -> tuple[str, dict[str, bytes]]:
     """The guide's page of an executed notebook, and its figures: file name → PNG."""
     figures: dict[str, bytes] = {}
     parts = [_ORIGIN]
+    heading = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             parts.append(f"{cell.source}\n")
+            heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
         else:
             parts.append(f"```python\n{cell.source}\n```\n")
-            parts += [_shown(output, figures) for output in cell.outputs]
+            parts += [_shown(output, figures, heading) for output in cell.outputs]
     return "\n".join(parts), figures
 
 
@@ -120,14 +122,14 @@ def write_page(notebook: Any) -> None:
         (FIGURES / name).write_bytes(png)
 
 
-def _shown(output: Any, figures: dict[str, bytes]) -> str:
+def _shown(output: Any, figures: dict[str, bytes], heading: str) -> str:
     if output.output_type == "stream":
         return f"```text\n{output.text.rstrip()}\n```\n"
     data = output.data
     if "image/png" in data:
         name = f"{PAGE_OF}-{len(figures) + 1}.png"
         figures[name] = base64.b64decode(data["image/png"])
-        return f"![{data['text/plain']}](figures/{name})\n"
+        return f"![{heading}](figures/{name})\n"
     return f"{data['text/markdown']}\n" if "text/markdown" in data else f"```text\n{data['text/plain']}\n```\n"
 
 

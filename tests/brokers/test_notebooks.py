@@ -82,9 +82,11 @@ def insist_on_the_lesson(shown: Executed) -> None:
     assert 3 not in {each["leader"] for each in killed}
     assert {each["ISR"] for each in restarted} == {(1, 2, 3)}
 
-    parts = shown.table("numbers")
-    assert [each["from"] for each in parts] == ["before", "stop 2", "start 2", "kill 3", "start 3"]
-    assert all(each["records sent"] == each["confirmed"] > 0 for each in parts)
+    sent, confirmed, lost = (int(part.split()[0]) for part in shown.printed("numbers").split(", "))
+    assert sent == confirmed > 0 == lost
+    waits = {each["moment"]: each["longest wait (s)"] for each in shown.table("numbers")}
+    assert list(waits) == ["stop 2", "start 2", "kill 3", "start 3"]
+    assert waits["kill 3"] > 3  # the session's nine seconds, less what had passed of them
     assert any("image/png" in each.get("data", {}) for each in shown.outputs("figure"))
 
     assert [each["leader"] for each in shown.table("copies")] == [None]
