@@ -23,7 +23,7 @@ from streaming.cluster import tether
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
 
-GRACE_S: Final = 10.0  # for cleaning up after SIGTERM: topics, brokers, the partial table
+GRACE_S: Final = 20.0  # for cleaning up after SIGTERM: topics, brokers, the partial table
 TOLD_EVERY_S: Final = 5.0
 _LAST_LINES: Final = 20
 

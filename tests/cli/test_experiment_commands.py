@@ -84,6 +84,7 @@ def test_while_another_experiment_runs_it_ends_with_5_and_says_which(home: Path)
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_on_an_existing_cluster_it_measures_and_leaves_no_topic(home: Path, kafka: DisposableCluster) -> None:
     done = call(*SHORT, "--json", "--bootstrap-servers", kafka.bootstrap_servers, home=home)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def test_on_an_existing_cluster_it_measures_and_leaves_no_topic(home: Path, kafk
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_what_needs_to_break_brokers_is_skipped_on_somebody_elses(home: Path, kafka: DisposableCluster) -> None:
     skipped = ("run", "replication", "--preset", "smoke", "--scene", "survival", "--json")
     done = call(*skipped, "--bootstrap-servers", kafka.bootstrap_servers, home=home)
@@ -105,6 +107,7 @@ def test_what_needs_to_break_brokers_is_skipped_on_somebody_elses(home: Path, ka
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_an_interrupt_keeps_what_is_measured_and_a_kills_topics_go_with_the_next_run(
     home: Path, kafka: DisposableCluster
 ) -> None:

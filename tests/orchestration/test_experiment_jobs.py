@@ -172,6 +172,7 @@ def test_a_changed_verdict_is_a_warning_and_an_older_run_can_be_chosen(
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_a_dive_runs_from_the_launchpads_values_to_findings(
     location: dg.Definitions, home: Home, instance: dg.DagsterInstance
 ) -> None:
@@ -252,6 +253,7 @@ def worker(home: Home, tmp_path: Path) -> Iterator[Worker]:
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_a_terminated_dive_leaves_no_process_and_no_folder_and_keeps_what_it_measured(worker: Worker) -> None:
     assert sum("kafka.Kafka" in each.cmdline() for each in worker.started) == 3
     assert worker.brokers.is_dir()
@@ -267,6 +269,7 @@ def test_a_terminated_dive_leaves_no_process_and_no_folder_and_keeps_what_it_mea
 
 
 @pytest.mark.brokers
+@pytest.mark.timeout(600)
 def test_a_killed_worker_takes_its_brokers_along_and_the_next_run_starts_clean(worker: Worker, home: Home) -> None:
     assert sum("kafka.Kafka" in each.cmdline() for each in worker.started) == 3
     worker.process.kill()
