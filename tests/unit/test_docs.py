@@ -113,11 +113,13 @@ def test_no_link_is_dead(page: Path) -> None:
 
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=lambda page: page.name)
 def test_every_command_that_a_page_calls_exists(page: Path) -> None:
-    calls = re.findall(r"(?:^|[\s`/])streamgauge ((?:[a-z-]+ ?)+)", page.read_text(), re.MULTILINE)
-    known = every_command()
-    heads = {*known, *(name.split()[0] for name in known)}
-    unknown = {call for call in calls if not ({call.split()[0], " ".join(call.split()[:2])} & heads)}
-    assert unknown == set()
+    text = page.read_text()
+    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    calls = {
+        *re.findall(r"`(?:\.venv/bin/)?streamgauge ([a-z-]+)", text),
+        *re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?streamgauge ([a-z-]+)", fenced, re.MULTILINE),
+    }
+    assert calls - {name.split()[0] for name in every_command()} == set()
 
 
 def test_situation_and_problem_take_at_most_200_words() -> None:
