@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from orchestration.specs import NEVER_RESTING
 from streaming.cluster import jars, kafka
 from streaming.cluster.kafka import BrokerPorts
 from streaming.lab import BROKER_COUNT, Lab
+from streaming.metrics import RoleMetrics
+from streaming.progress import Progress
 from streaming.topology import ROLES, Role
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -132,3 +135,34 @@ def _closure(root: str) -> set[str]:
         wanted = (Requirement(line) for line in metadata.requires(name) or ())
         waiting += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
     return found
+
+
+def test_prometheus_asks_every_role_where_it_answers() -> None:
+    told = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())
+    jobs = {each["job_name"]: each["static_configs"][0]["targets"] for each in told["scrape_configs"]}
+    ports = {SERVICES[name]["environment"]["STREAMGAUGE_METRICS_PORT"] for name in ROLES}
+    assert ports == {"9400"}
+    assert jobs["application"] == [f"{name}:9400" for name in ROLES]
+    assert {target.split(":")[0] for targets in jobs.values() for target in targets} <= SERVICES.keys()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json")), ids=lambda p: p.stem
+)
+def test_dashboards_draw_only_what_is_exported(path: Path) -> None:
+    progress = Progress("role")
+    progress.commits(1)
+    ours = {sample.name for family in RoleMetrics(progress).collect() for sample in family.samples}
+    drawn = [target["expr"] for panel in json.loads(path.read_text())["panels"] for target in panel["targets"]]
+    assert len(drawn) >= 4
+    for expression in drawn:
+        named = set(re.findall(r"\bstreamgauge_\w+", expression))
+        assert named <= ours, expression
+        assert named or "kafka_" in expression
+
+
+def test_the_secrets_that_are_asked_for_have_an_example_and_are_never_committed() -> None:
+    for name, each in COMPOSE["secrets"].items():
+        assert (ROOT / "docker" / each["file"]).parent.name == "secrets"
+        assert (ROOT / "docker" / "secrets.example" / name).exists()
+    assert "docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
