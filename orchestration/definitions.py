@@ -12,7 +12,7 @@ import dagster as dg
 from assets.quality import quality
 from assets.tracks import tracks
 from assets.vehicle_hours import vehicle_hours
-from orchestration import experiments, profiling
+from orchestration import experiments, housekeeping, profiling
 from orchestration.checks import all_checks
 from orchestration.jobs import check_sinks_of, forget_old_runs, refresh
 from orchestration.resources import RESOURCES
@@ -29,8 +29,14 @@ def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=[*external_assets(brokers), vehicle_hours, tracks, quality, *experiments.ASSETS, *profiling.ASSETS],
         asset_checks=all_checks(brokers),
-        jobs=[refresh, check_sinks, forget_old_runs, *experiments.JOBS, *profiling.JOBS],
-        schedules=[hourly_full_check_of(check_sinks), hourly_forgetting, *experiments.SCHEDULES, *profiling.SCHEDULES],
+        jobs=[refresh, check_sinks, forget_old_runs, *experiments.JOBS, *housekeeping.JOBS, *profiling.JOBS],
+        schedules=[
+            hourly_full_check_of(check_sinks),
+            hourly_forgetting,
+            *experiments.SCHEDULES,
+            *housekeeping.SCHEDULES,
+            *profiling.SCHEDULES,
+        ],
         sensors=[landed, flowing],
         resources=RESOURCES,
     )

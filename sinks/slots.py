@@ -21,7 +21,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -264,6 +264,16 @@ def base_of(path: Path) -> int:
 def remove_stale(folder: Path) -> None:
     """Delete what dead processes have left in a staging folder; the living hold a lock on theirs."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        with suppress(OSError), path.open("rb") as file:
+        remove_if_stale(path)
+
+
+def remove_if_stale(path: Path, *, dry_run: bool = False) -> bool:
+    """Delete a file in staging that no process holds; whether there was such a file."""
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if not dry_run:
+                path.unlink()
+    except OSError:
+        return False
+    return True

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, notebook, profile, queues
+from orchestration.cli import broker, containers, doctor, experiment, flow, lab, look, notebook, profile, prune, queues
 from streaming.errors import StreamgaugeError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ queues.register(app)
 profile.register(app)
 broker.register(app)
 notebook.register(app)
+prune.register(app)
 
 
 def main() -> None:

@@ -193,6 +193,43 @@ def fresh_name(prefix: str) -> str:
     return checked_name(f"{safe[:80]}-{digits}")
 
 
+def fold(folder: Path, *, dry_run: bool = False) -> int:
+    """Rewrite the ledgers of all epochs that are over, each as its few ranges. Returns how many bytes that saves.
+
+    An epoch is over when its producer has a later one: only then could nobody write to it any more. What a ledger says
+    stays the same, or it stays as it is.
+    """
+    return sum(
+        _fold(path, dry_run=dry_run) for own in folder.glob("*") for _, path in _epochs(own)[:-1] if own.is_dir()
+    )
+
+
+def _fold(path: Path, *, dry_run: bool) -> int:
+    account = _read(path)
+    if account is None:
+        return 0
+    entries: list[Mapping[str, Any]] = [{"open": account.opening}]
+    for kind in ("reserved", "confirmed", "unknown"):
+        entries += [{kind: pair} for pair in _ranges(list(_entries(path)), kind).ranges]
+    entries += [{"mark": account.mark_us}] if account.mark_us is not None else []
+    entries += [entry for entry in _entries(path) if "closed" in entry]
+    text = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+    saved = path.stat().st_size - len(text)
+    if saved <= 0 or dry_run:
+        return max(0, saved)
+    scratch = path.with_suffix(".new")
+    with scratch.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if _read(scratch) != account:
+        scratch.unlink()
+        return 0
+    scratch.replace(path)
+    _sync_folder(path.parent)
+    return saved
+
+
 def _read(path: Path) -> Account | None:
     """The account in a file; None if the process was killed before its first line was whole."""
     entries = list(_entries(path))

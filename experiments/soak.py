@@ -1,0 +1,320 @@
+"""`python -m experiments.soak`: does a role that runs on and on use more and more memory or handles?
+
+Real brokers, real role processes under a steady load; every second each process's resident memory and open handles are
+read. Invariant: the verdict follows from the samples. What comes first is warm-up (allocators, caches, rotations);
+after it the slope is fitted over medians of fifteen seconds, with its bootstrap interval. "Grows" is said only if the
+whole interval lies above the bound, "flat" only if it lies below; otherwise the run was too short to tell.
+
+Ends with 1 when something grows, when a role ended by itself, when nothing landed or verify finds damage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import psutil
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from experiments import figures, provenance
+from experiments.statistics import Interval, bootstrap
+from sinks.merge import Policy, merge
+from sinks.reader import tables
+from streaming.cluster.kafka import DisposableCluster
+from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError
+from streaming.home import PROJECT_ROOT, Home
+from streaming.lab import Lab
+
+ROLES: Final = (
+    "vehicles-generator",
+    "positions-generator",
+    "diagnostics-generator",
+    "means-transformer",
+    "alerts-transformer",
+    "positions-parquet",
+    "diagnostics-parquet",
+    "position-means-csv",
+)
+SAMPLE_S: Final = 1.0
+BLOCK_S: Final = 15.0
+WARM_UP: Final = 0.25  # of the run
+MERGE_EVERY_S: Final = 60.0
+MEMORY_BOUND: Final = 0.25  # MiB a minute: what an allocator's breathing may look like in ten minutes
+HANDLE_BOUND: Final = 0.2  # handles a minute: two in ten minutes
+ENOUGH_BLOCKS: Final = 20
+READY_TIMEOUT_S: Final = 300.0
+SEED: Final = 4
+MIB: Final = 1024**2
+_console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One quantity of one role: at the beginning and the end of what counts, and its slope a minute."""
+
+    role: str
+    quantity: str
+    first: float
+    last: float
+    highest: float
+    per_minute: Interval | None
+    bound: float
+
+    @property
+    def verdict(self) -> str:
+        """grows, flat (the interval lies below the bound), or unknown: the run was too short to tell."""
+        if self.per_minute is None:
+            return "unknown"
+        if self.per_minute.low > self.bound:
+            return "grows"
+        return "flat" if self.per_minute.high <= self.bound else "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """A run and what it says. `samples`: role, second, rss_mib, handles, threads."""
+
+    minutes: float
+    samples: pl.DataFrame
+    growths: list[Growth]
+    problems: list[str]
+    records: int  # rows that landed
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when anything grows or went wrong."""
+        return int(bool(self.problems) or any(growth.verdict == "grows" for growth in self.growths))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Soak, print the table, save samples, figure and facts; the exit code."""
+    parser = argparse.ArgumentParser("python -m experiments.soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long the roles are watched (default: 10)")
+    parser.add_argument("--vehicles", type=int, default=20, help="simulated vehicles (default: 20)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: soak/ in the lab's home)")
+    options = parser.parse_args(arguments)
+    if options.minutes <= 0:
+        parser.error(f"--minutes {options.minutes}: above 0")
+    out = options.out or Home.locate(os.environ).open().root / "soak"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        found = soak(options.minutes, options.vehicles)
+    except StreamgaugeError as error:
+        _console.print(f"no result: {error}", style="red", markup=False)
+        return error.exit_code
+    save(found, out)
+    Console(width=None if sys.stdout.isatty() else 120).print(rendered(found))
+    for problem in found.problems:
+        Console().print(problem, style="red", markup=False)
+    return found.exit_code
+
+
+def soak(minutes: float, vehicles: int = 20) -> Soak:
+    """Run the roles on brokers of their own and watch them."""
+    with tempfile.TemporaryDirectory(prefix="sg-soak-") as scratch, DisposableCluster() as cluster:
+        home = Home(Path(scratch) / "home").open()
+        lab = Lab(bootstrap_servers=cluster.bootstrap_servers, vehicles=vehicles, seed=SEED)
+        lab.save(home)
+        facts: dict[str, Any] = {
+            "began": provenance.now(),
+            "code": provenance.code_version(),
+            "versions": provenance.versions(),
+            "machine": asdict(provenance.machine(home.root)),
+            "lab": {"vehicles": vehicles, "rate_hz": lab.rate_hz, "codec": lab.codec, "brokers": len(cluster.brokers)},
+        }
+        with running(home) as processes:
+            await_ready(home, processes)
+            _console.print(f"{len(processes)} roles run; watching them for {minutes:g} minutes")
+            samples, problems = watched(home, processes, minutes * 60)
+        code, report = _verified(home)
+        facts |= {"ended": provenance.now(), "load_after": os.getloadavg(), "verify": report["verdict"]}
+    records = sum(table["rows"] for table in report["tables"])
+    problems += [f"verify: {report['verdict']}"] if code == 1 else []
+    problems += ["nothing has landed"] if not records else []
+    return Soak(minutes, samples, judged(samples, minutes * 60), problems, records, facts)
+
+
+@contextlib.contextmanager
+def running(home: Home) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """The roles as processes; stopped cleanly at the end."""
+    home.logs.mkdir(parents=True, exist_ok=True)
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        processes |= {name: started(home, name) for name in ROLES}
+        yield processes
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def started(home: Home, name: str) -> subprocess.Popen[bytes]:
+    """A role's process."""
+    command = [sys.executable, "-m", "orchestration.cli", "role", name, "--home", str(home.root)]
+    with (home.logs / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=log, stderr=log)
+
+
+def await_ready(home: Home, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Return when each role has reported progress, or has done all it had to do; one that asks for it starts again."""
+    deadline, waiting = time.monotonic() + READY_TIMEOUT_S, set(processes)
+    while waiting:
+        for name in list(waiting):
+            code = processes[name].poll()
+            if code in {BrokerUnavailable.exit_code, RestartRequired.exit_code}:
+                processes[name], code = started(home, name), None
+            if code or time.monotonic() > deadline:
+                raise StreamgaugeError(f"{name} did not begin to work ({code}):\n{_last_words(home, name)}")
+            if code == 0 or (home.run / f"{name}.json").exists():
+                waiting.remove(name)
+        time.sleep(0.1)
+
+
+def watched(
+    home: Home, processes: dict[str, subprocess.Popen[bytes]], seconds: float
+) -> tuple[pl.DataFrame, list[str]]:
+    """Samples of every second, and what went wrong. Small files are merged meanwhile, as in a lab."""
+    began = time.monotonic()
+    merge_at = began + MERGE_EVERY_S
+    seen, problems = {name: psutil.Process(process.pid) for name, process in processes.items()}, list[str]()
+    rows: list[tuple[str, float, float, int, int]] = []
+    while (now := time.monotonic()) < began + seconds:
+        for name in list(seen):
+            try:
+                rows.append((name, now - began, *_usage(seen[name])))
+            except psutil.Error:
+                if code := processes[name].wait():
+                    problems.append(f"{name} ended by itself with {code}:\n{_last_words(home, name)}")
+                del seen[name]  # the vehicles are published once, and that is that
+        if now >= merge_at:
+            merge_at = now + MERGE_EVERY_S
+            for table in tables(home, "kafka"):
+                merge(home, "kafka", table, Policy(settled_s=30, fewest=3))
+        time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - now)))
+    schema = {"role": pl.String, "second": pl.Float64, "rss_mib": pl.Float64, "handles": pl.Int64, "threads": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row"), problems
+
+
+def _usage(process: psutil.Process) -> tuple[float, int, int]:
+    with process.oneshot():
+        if process.status() == psutil.STATUS_ZOMBIE:
+            raise psutil.NoSuchProcess(process.pid)
+        return process.memory_info().rss / MIB, process.num_fds(), process.num_threads()
+
+
+def _last_words(home: Home, name: str) -> str:
+    return (home.logs / f"{name}.log").read_text(errors="replace")[-1500:]
+
+
+def _verified(home: Home) -> tuple[int, dict[str, Any]]:
+    """What verify says once the roles have stopped; what is still on the brokers then is pending, not lost."""
+    command = [sys.executable, "-m", "orchestration.cli", "verify", "--json", "--wait", "1s", "--home", str(home.root)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=600, check=False)
+    if not done.stdout:
+        raise StreamgaugeError(f"verify said nothing but: {done.stderr[-1500:]}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, report
+
+
+def judged(samples: pl.DataFrame, seconds: float) -> list[Growth]:
+    """Memory and handles of each role that lived to the end of the run."""
+    growths: list[Growth] = []
+    for (role,), own in samples.filter(pl.col("second") >= WARM_UP * seconds).group_by("role", maintain_order=True):
+        if own["second"].max() < seconds - BLOCK_S:  # type: ignore[operator]
+            continue
+        for quantity, bound in (("rss_mib", MEMORY_BOUND), ("handles", HANDLE_BOUND)):
+            growths.append(growth(str(role), quantity, own["second"].to_numpy(), own[quantity].to_numpy(), bound))
+    return growths
+
+
+def growth(role: str, quantity: str, seconds: NDArray[Any], values: NDArray[Any], bound: float) -> Growth:
+    """The slope a minute over medians of fifteen seconds; none from fewer than ENOUGH_BLOCKS of them."""
+    blocks = (seconds // BLOCK_S).astype(np.int64)
+    medians = np.array(
+        [(np.mean(seconds[blocks == each]) / 60, np.median(values[blocks == each])) for each in np.unique(blocks)]
+    )
+    slope = bootstrap(medians, _slopes, seed=SEED) if len(medians) >= ENOUGH_BLOCKS else None
+    return Growth(role, quantity, medians[0, 1], medians[-1, 1], float(values.max()), slope, bound)
+
+
+def _slopes(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares; `rows` of shape (resamples, n, 2): minute and value."""
+    minutes, values = rows[..., 0], rows[..., 1]
+    minutes = minutes - minutes.mean(axis=1, keepdims=True)
+    spread: NDArray[np.float64] = (minutes**2).sum(axis=1)
+    rise: NDArray[np.float64] = (minutes * values).sum(axis=1)
+    return np.divide(rise, spread, out=np.zeros_like(rise), where=spread > 0)
+
+
+def rendered(found: Soak) -> Table:
+    """The table."""
+    title = f"{found.minutes:g} minutes, {found.records:,} rows landed, after a warm-up of {WARM_UP:.0%}"
+    table = Table("role", "of", title=title)
+    for name in ("first", "last", "highest", "a minute [95 %]", "bound"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for each in found.growths:
+        slope = "too few blocks" if each.per_minute is None else _slope(each.per_minute)
+        numbers = [f"{value:.1f}" for value in (each.first, each.last, each.highest)]
+        unit = "memory, MiB" if each.quantity == "rss_mib" else "handles"
+        table.add_row(each.role, unit, *numbers, slope, f"{each.bound:g}", each.verdict)
+    return table
+
+
+def _slope(interval: Interval) -> str:
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def save(found: Soak, out: Path) -> None:
+    """samples.parquet, soak.json and soak.png in a folder; earlier ones are replaced."""
+    found.samples.write_parquet(out / "samples.parquet")
+    document = {
+        "minutes": found.minutes,
+        "records": found.records,
+        "problems": found.problems,
+        "growths": [asdict(each) | {"verdict": each.verdict} for each in found.growths],
+        **found.provenance,
+    }
+    (out / "soak.json").write_text(json.dumps(document, indent=2, default=str) + "\n")
+    with figures.style():
+        figures.save(drawn(found), out / "soak.png", str(found.provenance.get("began", "")))
+
+
+def drawn(found: Soak) -> Figure:
+    """Memory and handles of each role over time; what is before the line is warm-up."""
+    figure, (memory, handles) = figures.panels(2, width=9.6)
+    for number, ((role,), own) in enumerate(found.samples.group_by("role", maintain_order=True)):
+        colour = figures.PALETTE[number % len(figures.PALETTE)]
+        for axes, quantity in ((memory, "rss_mib"), (handles, "handles")):
+            axes.plot(own["second"] / 60, own[quantity], color=colour, lw=1.1, label=str(role))
+    for axes, title in ((memory, "Resident memory, MiB"), (handles, "Open handles")):
+        axes.axvline(WARM_UP * found.minutes, color=figures.GREY, lw=0.8, ls="--")
+        axes.set_title(title)
+        axes.set_xlabel("minutes")
+        axes.set_ylim(bottom=0)
+    handles.legend(loc="lower right", fontsize=6.5)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
