@@ -42,6 +42,7 @@ class ProfileConfig(dg.Config):
     codec: str = Field(default="json", description="json or avro.")
     vehicles: int = Field(default=20, ge=1, description="Simulated vehicles.")
     seed: int = Field(default=1, description="Of the simulation.")
+    bootstrap_servers: str = Field(default="", description="A cluster to use; empty: three brokers are started for it.")
     timing_runs: int = Field(
         default=3, ge=1, le=100, description="Unprofiled runs that time the loop; 10 for an interval."
     )
@@ -114,7 +115,7 @@ def _profiles(context: dg.AssetExecutionContext, home: Home, role: Role, config:
     """Under scalene, under cProfile, then undisturbed as often as configured: on one cluster, started for it."""
     profilers = [Profiler.SCALENE, Profiler.CPROFILE, *[Profiler.NONE] * config.timing_runs]
     stop = threading.Event()
-    with brokers() as servers:
+    with brokers(config.bootstrap_servers or None) as servers:
         for profiler in profilers:
             request = Request(role.name, context.partition_key, profiler, config.workload, f"dagster {context.run_id}")
             try:

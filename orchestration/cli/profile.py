@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from orchestration.cli import schedule
 from orchestration.cli.options import HomeOption, JsonOption, home_of, print_json
 from streaming.errors import SetupError, UsageError
 from streaming.topology import ROLES
@@ -59,8 +60,9 @@ app = typer.Typer(
 
 
 def register(program: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add this module's commands, and those for the schedules that run profiles."""
     program.add_typer(app, name="profile")
+    schedule.register(program)
 
 
 @app.command()

@@ -1,0 +1,322 @@
+"""Profiles' tables, names and judgements, on real measurements of small programs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from experiments.profiles import (
+    calls,
+    history,
+    hosted,
+    hotspots,
+    inputs,
+    patterns,
+    pictures,
+    rendering,
+    results,
+    runs,
+    scalene_report,
+    timing,
+)
+from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
+from experiments.profiles.scenarios import SCENARIOS
+from experiments.profiles.stage import insist
+from streaming.codecs.json import JsonCodec
+from streaming.errors import UsageError
+from streaming.home import Home
+from streaming.progress import Progress
+from streaming.topology import ROLES, RoleKind, role, stream
+from streaming.turns import Turns
+from streaming.turns import read as read_turns
+
+
+@pytest.fixture(scope="module")
+def profs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two threads under cProfile: the main one decodes real messages, another one only adds numbers up."""
+    folder = tmp_path_factory.mktemp("profs")
+    values, _ = inputs.encoded("positions", 2_000, 5, 1, "json")
+    codec = JsonCodec(stream("positions").schema)
+
+    def act() -> None:
+        beside = threading.Thread(target=lambda: sum(range(200_000)), name="beside")
+        beside.start()
+        for _ in range(5):
+            codec.decode(values)
+        beside.join()
+
+    hosted._under_cprofile(folder, act)
+    return sorted(folder.glob("*.prof"))
+
+
+def test_each_thread_has_a_profile_of_its_own(profs: list[Path]) -> None:
+    assert [path.stem for path in profs] == ["beside", "main"]
+    table = calls.table(profs)
+    decodes = table.filter(pl.col("function") == "decode", pl.col("file") == "streaming/codecs/json.py")
+    assert decodes.select("thread", "calls").rows() == [("main", 5)]
+    assert "beside" in set(table.filter(pl.col("function").str.contains("sum"))["thread"])
+
+
+def test_a_profile_is_kept_when_what_it_looks_at_fails(tmp_path: Path) -> None:
+    def act() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hosted._under_cprofile(tmp_path, act)
+    assert (tmp_path / "main.prof").exists()
+
+
+def test_all_time_of_a_profile_is_charged_to_functions_of_ours_and_none_of_it_twice(profs: list[Path]) -> None:
+    main = [path for path in profs if path.stem == "main"]
+    total = calls.table(main)["own_s"].sum()
+    charged = calls.charged(main)
+    assert charged["seconds"].sum() == pytest.approx(total, rel=0.01)
+    leader = charged.filter(pl.col("file").str.starts_with("streaming/")).row(0, named=True)
+    assert leader["file"] == "streaming/codecs/json.py", "parsing happens in polars, and is charged to who asked for it"
+
+
+def test_the_top_three_are_in_the_order_that_was_asked_for(profs: list[Path]) -> None:
+    table = calls.table(profs)
+    for order in calls.ORDERS:
+        top = calls.top(table, order)
+        assert len(top) == 3
+        assert top[order].to_list() == sorted(calls.of_role(table)[order].to_list(), reverse=True)[:3]
+
+
+def test_what_dominates_is_named_by_rules(profs: list[Path]) -> None:
+    shares = patterns.shares(calls.charged([path for path in profs if path.stem == "main"]))
+    assert shares["share"].sum() == pytest.approx(1.0)
+    assert patterns.verdict(shares.filter(pl.col("activity") != "other")).bottleneck == "decoding"
+
+
+def test_a_profile_that_only_waits_is_flagged() -> None:
+    ours = pl.DataFrame(
+        {
+            "file": ["streaming/transports/kafka/source.py", "streaming/codecs/json.py"],
+            "function": ["KafkaSource.poll", "JsonCodec.decode"],
+            "seconds": [9.0, 1.0],
+        }
+    )
+    verdict = patterns.verdict(patterns.shares(ours))
+    assert (verdict.is_mostly_waiting, verdict.bottleneck) == (True, "decoding")
+    assert "Mostly waiting (90%)" in verdict.says
+    busy = patterns.verdict(patterns.shares(ours.with_columns(seconds=pl.Series([1.0, 9.0]))))
+    assert (busy.is_mostly_waiting, busy.pattern) == (False, "one activity dominates")
+
+
+def test_the_rules_know_every_module_that_the_loops_run_through() -> None:
+    for file, function, expected in (
+        ("streaming/transports/kafka/source.py", "poll", "waiting for records"),
+        ("streaming/landing.py", "Landing._next", "waiting for the other thread"),
+        ("streaming/generators/pacing.py", "wait", "waiting for the schedule"),
+        ("streaming/transports/kafka/publisher.py", "flush", "waiting for confirmations"),
+        ("streaming/transports/kafka/transactions.py", "_run", "committing transactions"),
+        ("streaming/transports/kafka/reading.py", "batches_of", "making batches of messages"),
+        ("streaming/codecs/avro.py", "encode", "encoding"),
+        ("streaming/codecs/avro.py", "decode", "decoding"),
+        ("sinks/derive.py", "derive", "deriving columns"),
+        ("sinks/formats.py", "write", "writing files"),
+        ("sinks/slots.py", "append", "making files durable"),
+        ("streaming/transformers/windows.py", "advance", "computing the step"),
+        ("streaming/generators/fleet.py", "state", "simulating the fleet"),
+    ):
+        assert patterns.activity(file, function) == expected, (file, function)
+
+
+def test_an_icicle_is_drawn_whose_rows_never_overlap(profs: list[Path], tmp_path: Path) -> None:
+    blocks = list(pictures.blocks(calls.stats(profs[-1])))
+    assert max(block.depth for block in blocks) > 3
+    for depth in {block.depth for block in blocks}:
+        row = sorted((block.left, block.left + block.width) for block in blocks if block.depth == depth)
+        assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(row))
+        assert row[-1][1] <= 1 + 1e-6
+    assert pictures.icicles(profs, tmp_path / "icicle.png", run()).stat().st_size > 10_000
+
+
+def test_scalenes_report_becomes_a_table_of_the_lines_that_cost_something() -> None:
+    line = {
+        "n_cpu_percent_python": 0.0, "n_cpu_percent_c": 0.0, "n_sys_percent": 0.0, "n_core_utilization": 0.0,
+        "n_peak_mb": 0.0, "n_avg_mb": 0.0, "n_growth_mb": 0.0, "n_malloc_mb": 0.0, "n_copy_mb_s": 0.0,
+    }  # fmt: skip
+    report = {
+        "samples": [[2_000_000_000, 3.5]],
+        "files": {
+            f"{runs.__file__}": {
+                "functions": [{"lineno": 10, "line": "first"}, {"lineno": 20, "line": "Second.of"}],
+                "lines": [
+                    {**line, "lineno": 5, "line": "import this\n", "n_peak_mb": 1.5},
+                    {**line, "lineno": 12, "line": "    quick()\n", "n_cpu_percent_c": 10.0},
+                    {**line, "lineno": 13, "line": "    idle()\n"},
+                    {**line, "lineno": 25, "line": "    slow()\n", "n_cpu_percent_python": 30.0, "n_sys_percent": 10.0},
+                ],
+            }
+        },
+    }
+    table = scalene_report.lines(report)
+    assert table.select("file", "line", "function", "source").rows() == [
+        ("experiments/profiles/runs.py", 25, "Second.of", "slow()"),
+        ("experiments/profiles/runs.py", 12, "first", "quick()"),
+        ("experiments/profiles/runs.py", 5, "(module)", "import this"),
+    ]
+    assert table["cpu"].to_list() == pytest.approx([0.4, 0.1, 0.0])
+    assert scalene_report.functions(table)["function"].to_list() == ["Second.of", "first", "(module)"]
+    assert scalene_report.footprint(report).rows() == [(2.0, 3.5)]
+    assert scalene_report.lines({}).schema == scalene_report.LINES, "a run without samples has a table without rows"
+
+
+def test_turns_and_their_waiting_add_up_to_the_loops_time(tmp_path: Path) -> None:
+    now = [100.0]
+    turns = Turns(tmp_path / "role.turns", lambda: now[0])
+    progress = Progress("role", tmp_path / "role.json", clock=lambda: now[0], turns=turns)
+    progress.begins()
+    for wait_s, work_s, records in ((0.5, 0.25, 10), (0.0, 1.0, 0), (2.0, 0.125, 7)):
+        with progress.waiting():
+            now[0] += wait_s
+        now[0] += work_s
+        progress.took(records)
+        progress.tick()
+    progress.ends()
+    progress.write()
+    found = read_turns(tmp_path / "role.turns")
+    assert found.rows() == [(0.5, 0.25, 10), (0.0, 1.0, 0), (2.0, 0.125, 7)]
+    assert progress.loop_s == sum(found["wait_s"].to_list()) + sum(found["work_s"].to_list())
+
+
+def test_a_torn_end_of_the_turns_is_left_out(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "role.turns")
+    turns.end(0.0, 3)
+    turns.write()
+    with (tmp_path / "role.turns").open("ab") as file:
+        file.write(b"torn")
+    assert read_turns(tmp_path / "role.turns")["records"].to_list() == [3]
+
+
+def test_the_number_of_runs_follows_from_their_deviation() -> None:
+    assert timing.runs_needed([10.0, 10.1, 9.9, 10.0]) == timing.RUNS
+    assert timing.runs_needed([10.0, 12.0, 8.0, 11.0, 9.0]) == 39  # (1.96 · 1.58 / 0.5)² = 38.4
+    assert timing.runs_needed([1.0]) == timing.MOST_RUNS
+
+
+def test_keeping_a_turn_costs_microseconds() -> None:
+    assert 0.0 < timing.instrument_cost_us(5_000) < 100.0
+
+
+def test_loops_are_timed_over_runs(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").open()
+    found = []
+    for number, work_s in enumerate((0.010, 0.012, 0.011)):
+        each = replace(run(), name=f"run-{number}", loop_s=0.12 + 3 * work_s, profiler=Profiler.NONE)
+        rows = [("main", turn, 0.04, work_s, 1_000) for turn in range(3)]
+        pl.DataFrame(rows, schema=results.TURNS_SCHEMA, orient="row").write_parquet(
+            runs.write(home, each) / results.TURNS
+        )
+        found.append(each)
+    [loop] = timing.timings(home, found)
+    assert (loop.runs, loop.turns, loop.p99_ms) == (3, 9, None)
+    assert loop.mean.estimate == pytest.approx(11.0)
+    assert loop.sd_of_runs_ms == pytest.approx(1.0)
+    assert loop.work_us_per_record.estimate == pytest.approx(11.0)
+    assert loop.worst_gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_dearer_run_is_worse_only_against_enough_runs_of_the_same_workload() -> None:
+    before = [costing(f"before-{number}", 10 + number / 10) for number in range(6)]
+    assert history.judged([costing("now", 13.0)], before).is_worse
+    assert not history.judged([costing("now", 10.3)], before).is_worse
+    assert not history.judged([costing("now", 13.0)], before[:4]).is_worse, "four earlier runs are too few"
+    others = [replace(each, workload=Workload(vehicles=7)) for each in before]
+    assert "0 earlier runs" in history.judged([costing("now", 13.0)], others).says
+
+
+def test_inputs_are_the_same_in_every_run_and_of_their_streams_schema() -> None:
+    for name in ("positions", "diagnostics", "vehicles", "position_means", "alerts", "late_positions"):
+        table = inputs.rows(name, 3_000, 4, 7)
+        assert len(table) == 3_000
+        assert table["sequence"].to_list() == list(range(3_000))
+        values, _ = inputs.encoded(name, 300, 4, 7, "json")
+        inputs.rows.cache_clear()
+        inputs.encoded.cache_clear()
+        assert inputs.encoded(name, 300, 4, 7, "json")[0] == values
+        assert not JsonCodec(stream(name).schema).decode(values).rejections
+
+
+def test_a_run_is_found_by_its_name_its_beginning_or_as_the_latest(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").open()
+    for name in ("20260101-a", "20260102-b", "20260102-c"):
+        runs.write(home, replace(run(), name=name))
+    assert [each.name for each in runs.listed(home)] == ["20260101-a", "20260102-b", "20260102-c"]
+    assert runs.found(home, "latest").name == "20260102-c"
+    assert runs.found(home, "20260101").name == "20260101-a"
+    with pytest.raises(UsageError, match="fits several"):
+        runs.found(home, "20260102")
+    with pytest.raises(UsageError, match="is no run"):
+        runs.found(home, "2027")
+    assert runs.found(home, "latest") == replace(run(), name="20260102-c"), "what was written is read"
+
+
+def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").open()
+    for name in "abcd":
+        runs.write(home, replace(run(), name=name))
+    assert runs.forget_old(home, kept=2) == 2
+    assert [each.name for each in runs.listed(home)] == ["c", "d"]
+
+
+def test_a_workload_is_set_in_words_and_refused_in_words() -> None:
+    assert Workload().changed({"load": "steady", "rate_hz": "50", "vehicles": "3"}) == Workload(
+        load=Load.STEADY, rate_hz=50.0, vehicles=3
+    )
+    with pytest.raises(UsageError, match="rate_hz"):
+        Workload().changed({"rate": "5"})
+    with pytest.raises(UsageError, match="backlog, steady, burst"):
+        Workload().changed({"load": "heavy"})
+    with pytest.raises(UsageError, match="kafka"):
+        insist(role("positions-parquet"), "pigeon", Workload())
+    with pytest.raises(UsageError, match="no burst"):
+        insist(role("positions-generator"), "kafka", Workload(load=Load.BURST))
+
+
+def test_each_kind_of_role_has_at_least_four_scenarios() -> None:
+    for kind in RoleKind:
+        chosen = [each for each in SCENARIOS if each.kind is kind]
+        assert len({each.workload for each in chosen}) + len({each.role for each in chosen}) > 4
+        assert len(chosen) >= 4
+    for each in SCENARIOS:
+        insist(ROLES[each.role], "kafka", each.workload)
+
+
+def test_what_was_mended_gives_what_it_gave_before() -> None:
+    for spot in hotspots.hot_spots():
+        gain = hotspots.measure(spot, rounds=1)
+        assert gain.before_ms.estimate > 0
+
+
+def test_activities_of_two_runs_are_compared_by_record() -> None:
+    shares = [
+        pl.DataFrame([("decoding", False, 1.0, seconds)], schema=patterns.SHARES, orient="row")
+        for seconds in (2.0, 1.0)
+    ]
+    compared = rendering.compared(replace(run(), records=1_000), replace(run(), records=1_000), (shares[0], shares[1]))
+    assert compared.rows() == [("decoding", False, 2_000.0, 1_000.0)]
+
+
+def run() -> Run:
+    return Run(
+        name="a-run",
+        role="positions-parquet",
+        broker="kafka",
+        profiler=Profiler.CPROFILE,
+        workload=Workload(),
+        began="2026-01-01T00:00:00+00:00",
+        status=Status.COMPLETE,
+        records=100,
+    )
+
+
+def costing(name: str, us: float) -> Run:
+    return replace(run(), name=name, profiler=Profiler.NONE, records=1_000_000, cpu_s=us)
