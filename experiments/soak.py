@@ -5,7 +5,7 @@ read. Invariant: the verdict follows from the samples. What comes first is warm-
 after it the slope is fitted over medians of fifteen seconds, with its bootstrap interval. "Grows" is said only if the
 whole interval lies above the bound, "flat" only if it lies below; otherwise the run was too short to tell.
 
-Ends with 1 when something grows, when a role ended by itself, when nothing landed or verify finds damage.
+Ends with 1 when something grows, when a role failed, when nothing landed or verify finds damage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,12 +60,26 @@ ENOUGH_BLOCKS: Final = 20
 READY_TIMEOUT_S: Final = 300.0
 SEED: Final = 4
 MIB: Final = 1024**2
+MAY_RESTART: Final = frozenset({BrokerUnavailable.exit_code, RestartRequired.exit_code})
+SAMPLES: Final = pl.Schema(
+    {
+        "role": pl.String(),
+        "life": pl.Int64(),
+        "second": pl.Float64(),
+        "rss_mib": pl.Float64(),
+        "handles": pl.Int64(),
+        "threads": pl.Int64(),
+    }
+)
 _console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """One quantity of one role: at the beginning and the end of what counts, and its slope a minute."""
+    """One quantity of one role: at the beginning and the end of what counts, and its slope a minute.
+
+    `lives`: how often the role was started; its longest life is what counts.
+    """
 
     role: str
     quantity: str
@@ -74,6 +88,7 @@ class Growth:
     highest: float
     per_minute: Interval | None
     bound: float
+    lives: int = 1
 
     @property
     def verdict(self) -> str:
@@ -87,7 +102,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """A run and what it says. `samples`: role, second, rss_mib, handles, threads."""
+    """A run and what it says. `samples`: role, life, second, rss_mib, handles, threads."""
 
     minutes: float
     samples: pl.DataFrame
@@ -181,7 +196,7 @@ def await_ready(home: Home, processes: dict[str, subprocess.Popen[bytes]]) -> No
     while waiting:
         for name in list(waiting):
             code = processes[name].poll()
-            if code in {BrokerUnavailable.exit_code, RestartRequired.exit_code}:
+            if code in MAY_RESTART:
                 processes[name], code = started(home, name), None
             if code or time.monotonic() > deadline:
                 raise StreamgaugeError(f"{name} did not begin to work ({code}):\n{_last_words(home, name)}")
@@ -193,26 +208,33 @@ def await_ready(home: Home, processes: dict[str, subprocess.Popen[bytes]]) -> No
 def watched(
     home: Home, processes: dict[str, subprocess.Popen[bytes]], seconds: float
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Samples of every second, and what went wrong. Small files are merged meanwhile, as in a lab."""
+    """Samples of every second, and what went wrong. Small files are merged meanwhile, as in a lab.
+
+    A role that asks for a fresh start (its broker did not answer in time: this happens on a busy machine) gets it, as
+    from the supervisor; its next life is another series.
+    """
     began = time.monotonic()
     merge_at = began + MERGE_EVERY_S
     seen, problems = {name: psutil.Process(process.pid) for name, process in processes.items()}, list[str]()
-    rows: list[tuple[str, float, float, int, int]] = []
+    lives = dict.fromkeys(processes, 1)
+    rows: list[tuple[str, int, float, float, int, int]] = []
     while (now := time.monotonic()) < began + seconds:
         for name in list(seen):
             try:
-                rows.append((name, now - began, *_usage(seen[name])))
+                rows.append((name, lives[name], now - began, *_usage(seen[name])))
             except psutil.Error:
-                if code := processes[name].wait():
+                del seen[name]
+                if (code := processes[name].wait()) in MAY_RESTART:
+                    processes[name] = started(home, name)
+                    seen[name], lives[name] = psutil.Process(processes[name].pid), lives[name] + 1
+                elif code:
                     problems.append(f"{name} ended by itself with {code}:\n{_last_words(home, name)}")
-                del seen[name]  # the vehicles are published once, and that is that
         if now >= merge_at:
             merge_at = now + MERGE_EVERY_S
             for table in tables(home, "kafka"):
                 merge(home, "kafka", table, Policy(settled_s=30, fewest=3))
         time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - now)))
-    schema = {"role": pl.String, "second": pl.Float64, "rss_mib": pl.Float64, "handles": pl.Int64, "threads": pl.Int64}
-    return pl.DataFrame(rows, schema=schema, orient="row"), problems
+    return pl.DataFrame(rows, schema=SAMPLES, orient="row"), problems
 
 
 def _usage(process: psutil.Process) -> tuple[float, int, int]:
@@ -237,13 +259,14 @@ def _verified(home: Home) -> tuple[int, dict[str, Any]]:
 
 
 def judged(samples: pl.DataFrame, seconds: float) -> list[Growth]:
-    """Memory and handles of each role that lived to the end of the run."""
+    """Memory and handles of each role, in its longest life and after that one's warm-up."""
     growths: list[Growth] = []
-    for (role,), own in samples.filter(pl.col("second") >= WARM_UP * seconds).group_by("role", maintain_order=True):
-        if own["second"].max() < seconds - BLOCK_S:  # type: ignore[operator]
-            continue
-        for quantity, bound in (("rss_mib", MEMORY_BOUND), ("handles", HANDLE_BOUND)):
-            growths.append(growth(str(role), quantity, own["second"].to_numpy(), own[quantity].to_numpy(), bound))
+    for (role,), own in samples.group_by("role", maintain_order=True):
+        longest = own["life"].mode().min()
+        counts = own.filter(life=longest).filter(pl.col("second") >= pl.col("second").min() + WARM_UP * seconds)
+        for quantity, bound in (("rss_mib", MEMORY_BOUND), ("handles", HANDLE_BOUND)) if len(counts) else ():
+            series = counts["second"].to_numpy(), counts[quantity].to_numpy()
+            growths.append(replace(growth(str(role), quantity, *series, bound), lives=own["life"].n_unique()))
     return growths
 
 
@@ -270,14 +293,14 @@ def rendered(found: Soak) -> Table:
     """The table."""
     title = f"{found.minutes:g} minutes, {found.records:,} rows landed, after a warm-up of {WARM_UP:.0%}"
     table = Table("role", "of", title=title)
-    for name in ("first", "last", "highest", "a minute [95 %]", "bound"):
+    for name in ("lives", "first", "last", "highest", "a minute [95 %]", "bound"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for each in found.growths:
         slope = "too few blocks" if each.per_minute is None else _slope(each.per_minute)
         numbers = [f"{value:.1f}" for value in (each.first, each.last, each.highest)]
         unit = "memory, MiB" if each.quantity == "rss_mib" else "handles"
-        table.add_row(each.role, unit, *numbers, slope, f"{each.bound:g}", each.verdict)
+        table.add_row(each.role, unit, str(each.lives), *numbers, slope, f"{each.bound:g}", each.verdict)
     return table
 
 
