@@ -1,6 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status check format test bench performance docs notebooks deep-dives lock
+.PHONY: help setup demo up down status check format test bench performance docs notebooks deep-dives soak lock
 SHELL := /bin/sh
 BIN := .venv/bin
 
@@ -53,6 +53,9 @@ notebooks: setup ## execute the notebooks on real brokers, keep their outputs, w
 
 deep-dives: setup ## the deep dives' pages, from the runs in the lab's home (measure first: streamgauge experiment run all)
 	@$(BIN)/python -m experiments.pages docs/deep-dives
+
+soak: setup ## ten minutes of roles on real brokers: does memory or a handle grow?
+	@$(BIN)/python -m experiments.soak --minutes 10
 
 lock: setup ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
