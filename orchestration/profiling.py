@@ -5,7 +5,6 @@ folder before Dagster is told of them. Both schedules are off until somebody swi
 """
 
 import base64
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -114,15 +113,10 @@ def _asset(role: Role) -> dg.AssetsDefinition:
 def _profiles(context: dg.AssetExecutionContext, home: Home, role: Role, config: ProfileConfig) -> Iterator[Run]:
     """Under scalene, under cProfile, then undisturbed as often as configured: on one cluster, started for it."""
     profilers = [Profiler.SCALENE, Profiler.CPROFILE, *[Profiler.NONE] * config.timing_runs]
-    stop = threading.Event()
     with brokers(config.bootstrap_servers or None) as servers:
         for profiler in profilers:
             request = Request(role.name, context.partition_key, profiler, config.workload, f"dagster {context.run_id}")
-            try:
-                yield profile(home, request, servers, stop=stop, say=context.log.info)
-            except dg.DagsterExecutionInterruptedError:
-                stop.set()
-                raise
+            yield profile(home, request, servers, say=context.log.info)
 
 
 def _metadata(home: Home, found: Sequence[Run]) -> dict[str, Any]:

@@ -80,12 +80,13 @@ def as_json(run: Run, folder: Path, *, shown: int = SHOWN) -> dict[str, Any]:
 
 def hot_lines(lines: pl.DataFrame, shown: int = SHOWN) -> Table:
     """Where the samples fell, line by line, with the source and the memory."""
-    table = Table(title="hottest lines", caption=_legend(), show_lines=False)
-    table.add_column("line", no_wrap=True)
-    table.add_column("source", ratio=1, no_wrap=True)
-    table.add_column("python · native · system", no_wrap=True)
-    for name in ("time", "peak MB", "grown MB", "copied MB/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(title="hottest lines", caption=_legend(), expand=True)
+    table.add_column("line", ratio=2, no_wrap=True)
+    table.add_column("source", ratio=3, no_wrap=True)
+    table.add_column("python · native · system", min_width=BAR, no_wrap=True)
+    table.add_column("time", justify="right", min_width=5)
+    for name in ("peak MB", "grown MB", "copied MB/s"):
+        table.add_column(name, justify="right", min_width=6)
     hottest = max(lines["cpu"].to_list(), default=0.0) or 1.0
     for row in lines.head(shown).iter_rows(named=True):
         table.add_row(
@@ -133,6 +134,62 @@ def loops(turns: pl.DataFrame) -> Table:
             f"{of['work_s'].sum():.2f}",
             number(float(np.median(work))),
             number(float(np.quantile(work, 0.99))),
+        )
+    return table
+
+
+def timing_table(found: pl.DataFrame) -> Table:
+    """Loops over several runs: see timing.table()."""
+    table = Table(title="work of a turn of the loop, milliseconds; waiting apart", caption="95 % interval of the mean")
+    heads = (
+        "role",
+        "thread",
+        "runs",
+        "turns",
+        "mean",
+        "interval",
+        "sd of runs",
+        "median",
+        "p99",
+        "waiting",
+        "µs a record",
+    )
+    for name in (*heads, "sums to", "runs for ±5 %"):
+        table.add_column(name, justify="left" if name in {"role", "thread"} else "right")
+    for row in found.iter_rows(named=True):
+        table.add_row(
+            row["role"],
+            row["thread"],
+            f"{row['runs']}",
+            f"{row['turns']:,}",
+            number(row["mean_ms"]),
+            f"{number(row['low_ms'])} – {number(row['high_ms'])}",
+            number(row["sd_runs_ms"]),
+            number(row["median_ms"]),
+            number(row["p99_ms"]),
+            number(row["wait_ms"]),
+            number(row["work_us_per_record"]),
+            "" if row["worst_gap"] is None else f"{1 - row['worst_gap']:.2%}",
+            f"{row['runs_needed']}",
+        )
+    return table
+
+
+def scenario_table(found: pl.DataFrame) -> Table:
+    """Scenarios and what dominates each: see scenarios.table()."""
+    table = Table(title="what dominates where")
+    for name in ("scenario", "what is different", "CPU µs a record", "waiting", "leads the work", "of work", "pattern"):
+        table.add_column(name, justify="right" if name in {"CPU µs a record", "waiting", "of work"} else "left")
+    for row in found.iter_rows(named=True):
+        table.add_row(
+            row["scenario"],
+            row["varies"],
+            number(row["cpu_us_per_record"]),
+            f"{row['waiting']:.0%}",
+            row["bottleneck"],
+            f"{row['share_of_work']:.0%}",
+            row["pattern"],
+            style="bright_black" if row["is_mostly_waiting"] else "",
         )
     return table
 

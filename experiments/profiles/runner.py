@@ -89,7 +89,11 @@ def profile(
             if run.status is not Status.FAILED:
                 _keep_turns(made, folder)
     except BaseException as error:
-        runs.write(home, replace(run, status=Status.FAILED, ended=provenance.now(), reason=str(error) or repr(error)))
+        status = Status.FAILED if isinstance(error, Exception) else Status.INTERRUPTED
+        run = replace(run, status=status, ended=provenance.now(), reason=str(error) or repr(error))
+        runs.write(home, run)
+        if status is Status.INTERRUPTED:
+            build(folder, run)
         raise
     say(f"{request.role}: making tables and figures")
     build(folder, run)
@@ -143,6 +147,10 @@ def _hosted(made: Stage, folder: Path, profiler: Profiler, stop: threading.Event
         )
     try:
         return _watched(process, made, folder, stop, say)
+    except BaseException:  # Dagster ends a run by raising in the midst of it: the profile is kept even then
+        if (folder / hosted.READY).exists() and process.poll() is None:
+            _tell(int((folder / hosted.READY).read_text()), process)
+        raise
     finally:
         _end_group(process)
 

@@ -1,4 +1,4 @@
-"""Commands for profiles: `streamgauge profile run | list | view | compare`.
+"""Commands for profiles: `streamgauge profile run | list | view | compare | timing | scenarios`.
 
 `streamgauge profile ROLE …` is short for `streamgauge profile run ROLE …`. Ctrl-C and SIGTERM end a run in order: the
 role flushes and commits, its profile is kept, the exit code is 130.
@@ -171,6 +171,60 @@ def compare(
         print_json({"cpu_us_per_record": cpu, "activities": rendering.compared(one, other, tables).to_dicts()})
     else:
         _print(rendering.comparison(one, other, tables))
+
+
+@app.command()
+def timing(
+    role: Annotated[str, typer.Argument(help="A role.")],
+    home: HomeOption = None,
+    broker: BrokerOption = "kafka",
+    repetitions: Annotated[int, typer.Option("--runs", min=1, help="Runs, each a process on new topics.")] = 10,
+    seconds: Annotated[float | None, typer.Option(min=0.5, help="End each after this long.")] = None,
+    messages: MessagesOption = None,
+    settings: SetOption = None,
+    servers: ServersOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a role's loop over several runs without a profiler: mean, deviation, median, p99, and how sure that is."""
+    from experiments.profiles import rendering, runner
+    from experiments.profiles import timing as times
+    from experiments.profiles.runs import Profiler
+
+    request = runner.Request(role, broker, Profiler.NONE, _workload(messages, seconds, settings), "timing")
+    found = _run_all(home, [request] * repetitions, servers)
+    table = times.table(times.timings(home_of(home), found))
+    if as_json:
+        print_json(table.to_dicts())
+    else:
+        _print(rendering.timing_table(table))
+    _exit_as(found)
+
+
+@app.command()
+def scenarios(
+    home: HomeOption = None,
+    kind: Annotated[str | None, typer.Option(help="generator, transformer or sink; default: all.")] = None,
+    servers: ServersOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Profile the configurations of scenarios.py one after the other, and say what dominates where."""
+    from experiments.profiles import rendering, runner
+    from experiments.profiles import scenarios as of
+    from experiments.profiles.runs import Profiler
+
+    chosen = [each for each in of.SCENARIOS if kind in {None, str(each.kind)}]
+    if not chosen:
+        raise UsageError(f"--kind {kind}: generator, transformer or sink")
+    requests = [runner.Request(each.role, "kafka", Profiler.CPROFILE, each.workload, each.name) for each in chosen]
+    found = _run_all(home, requests, servers)
+    table = of.table(home_of(home), found)
+    if as_json:
+        print_json(table.to_dicts())
+    else:
+        _print(rendering.scenario_table(table))
+    _exit_as(found)
 
 
 def _activities(home: Any, run: Any) -> Any:

@@ -1,0 +1,96 @@
+"""Profiles in Dagster: jobs, schedules, and one real profile whose regression is seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from experiments.profiles import runs
+from experiments.profiles.runs import Profiler, Run, Status, Workload
+from orchestration import profiling
+from orchestration.definitions import defs
+from streaming.cluster.kafka import DisposableCluster
+from streaming.home import Home
+from streaming.topology import ROLES
+
+MESSAGES = 5_000
+
+
+@pytest.fixture(scope="module")
+def location() -> dg.Definitions:
+    return defs()
+
+
+def test_each_role_has_a_job_and_one_job_has_them_all(location: dg.Definitions) -> None:
+    jobs = {job.name: job for job in location.resolve_all_job_defs()}
+    for role in ROLES.values():
+        assert jobs[profiling.job_name(role)].asset_layer.selected_asset_keys == {profiling.profile_key(role)}
+    assert len(jobs[profiling.ALL].asset_layer.selected_asset_keys) == len(ROLES)
+
+
+def test_profiles_queue_with_whatever_else_starts_brokers(location: dg.Definitions) -> None:
+    for role in ROLES.values():
+        assert location.resolve_assets_def(profiling.profile_key(role)).op.pool == "brokers"
+
+
+@pytest.mark.parametrize("name", [profiling.NIGHTLY, profiling.WEEKLY])
+def test_a_schedule_is_off_until_switched_on_and_asks_for_valid_runs(location: dg.Definitions, name: str) -> None:
+    schedule = location.resolve_schedule_def(name)
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+    tick = schedule.evaluate_tick(dg.build_schedule_context())
+    assert [request.partition_key for request in tick.run_requests or ()] == ["kafka"]
+    for request in tick.run_requests or ():
+        assert dg.validate_run_config(location.resolve_job_def(profiling.ALL), request.run_config)
+
+
+def test_the_form_refuses_what_is_no_load(location: dg.Definitions) -> None:
+    job = location.resolve_job_def(profiling.job_name(ROLES["positions-parquet"]))
+    op = "profiles__positions_parquet"
+    with pytest.raises(dg.DagsterInvalidConfigError, match="load"):
+        dg.validate_run_config(job, {"ops": {op: {"config": {"load": "HEAVY"}}}})
+
+
+@pytest.mark.brokers
+def test_a_role_is_profiled_and_a_dearer_one_is_a_warning(
+    location: dg.Definitions, kafka: DisposableCluster, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home").open()
+    for number in range(5):  # what it cost before: next to nothing
+        runs.write(home, before(f"20200101-00000{number}-before", cpu_s=0.0001 * (1 + number)))
+    role = ROLES["positions-generator"]
+    config = {"messages": MESSAGES, "timing_runs": 1, "bootstrap_servers": kafka.bootstrap_servers}
+    done = location.resolve_job_def(profiling.job_name(role)).execute_in_process(
+        run_config={
+            "ops": {"profiles__positions_generator": {"config": config}},
+            "resources": {"home": {"config": {"root": str(home.root)}}},
+        },
+        partition_key="kafka",
+        instance=dg.DagsterInstance.ephemeral(),
+    )
+    assert done.success
+    [materialization] = done.asset_materializations_for_node("profiles__positions_generator")
+    said = materialization.metadata
+    assert {"hot_lines", "top_own_s", "top_calls", "loop_timings", "cprofile_figure", "report"} <= said.keys()
+    assert said["records"].value == MESSAGES
+    assert Path(str(said["report"].value)).exists()
+    [check] = done.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.severity) == (profiling.CHECK, False, dg.AssetCheckSeverity.WARN)
+    assert "before" in str(check.metadata["says"].value)
+    assert {run.profiler for run in runs.listed(home)[-3:]} == set(Profiler)
+
+
+def before(name: str, *, cpu_s: float) -> Run:
+    plain = Run(
+        name=name,
+        role="positions-generator",
+        broker="kafka",
+        profiler=Profiler.NONE,
+        workload=Workload(messages=MESSAGES),
+        began="2020-01-01T00:00:00+00:00",
+        status=Status.COMPLETE,
+        records=MESSAGES,
+    )
+    return replace(plain, cpu_s=cpu_s)
