@@ -11,10 +11,13 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from experiments.lab import Lab
+from experiments.workload import Workload
 from streaming.cluster import listeners
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 
@@ -38,6 +41,19 @@ class ContainerBrokers:
     def running(self) -> tuple[int, ...]:
         """Those that are up and not paused."""
         return tuple(number for number in self.numbers if self._state(number) == "running")
+
+    def process_id(self, number: int) -> int:
+        """Of a running broker, as this machine counts."""
+        return int(self._inspect(number)["State"]["Pid"])
+
+    def data_folder(self, number: int) -> Path:
+        """Where the engine keeps a broker's partitions: <topic>-<partition>/. Root's, usually."""
+        mounts = {mount["Destination"]: mount["Source"] for mount in self._inspect(number)["Mounts"]}
+        return Path(mounts["/var/lib/kafka/data"])
+
+    def log(self, number: int) -> Path:
+        """The broker's own log, as the engine keeps it."""
+        return Path(self._inspect(number)["LogPath"])
 
     def kill(self, number: int) -> None:
         """SIGKILL: no goodbye. The engine does not restart what was killed on request."""
@@ -141,6 +157,18 @@ class ContainerBrokers:
                 f"docker {words[0]}: {error.stderr.strip()}", "is the engine up, and does DOCKER_HOST name it?"
             ) from error
         return done.stdout.strip()
+
+
+def container_brokers(workload: Workload, project: str, bootstrap_servers: str) -> Callable[[str, Path], Lab]:
+    """Opens labs on the brokers of a compose project, which are whole again when the lab is closed."""
+
+    def open_lab(run_id: str, folder: Path) -> Lab:
+        brokers = ContainerBrokers(project, bootstrap_servers)
+        lab = Lab(run_id, bootstrap_servers, folder, workload, brokers)
+        lab.settings["brokers"] = brokers.settings()
+        return lab
+
+    return open_lab
 
 
 def _settings(environment: list[str]) -> dict[str, str]:

@@ -13,9 +13,71 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from streaming.cluster.kafka import DisposableCluster
+
+
+class BrokerControl(Protocol):
+    """Brokers that may be broken, and made whole again: processes of one's own, or a compose project's containers."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All brokers' ids."""
+        ...
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Those that are up and not paused."""
+        ...
+
+    def process_id(self, number: int) -> int:
+        """Of a running broker."""
+        ...
+
+    def data_folder(self, number: int) -> Path:
+        """Where a broker keeps its partitions: <topic>-<partition>/."""
+        ...
+
+    def log(self, number: int) -> Path:
+        """The broker's own log."""
+        ...
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Every broker's settings."""
+        ...
+
+    def kill(self, number: int) -> None:
+        """SIGKILL."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Controlled shutdown."""
+        ...
+
+    def start(self, number: int) -> None:
+        """Start again on the same data; returns when the broker is a member of the cluster."""
+        ...
+
+    def pause(self, number: int) -> None:
+        """Connections stay open, nothing is answered."""
+        ...
+
+    def resume(self, number: int) -> None:
+        """Let a paused broker go on."""
+        ...
+
+    def slow(self, number: int, *, stop_s: float, run_s: float) -> contextlib.AbstractContextManager[None]:
+        """A broker that hangs for `stop_s` after every `run_s`."""
+        ...
+
+    def heal(self) -> None:
+        """Resume and start what is down, and wait until every broker sees the others."""
+        ...
+
+    def close(self) -> None:
+        """End brokers of one's own; leave others whole."""
+        ...
 
 
 @dataclass

@@ -27,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs r
 )
 from numpy.typing import NDArray
 
-from experiments.faults import OwnBrokers
+from experiments.faults import BrokerControl, OwnBrokers
 from experiments.workload import Workload
 from streaming.cluster.kafka import DisposableCluster
 from streaming.errors import BrokerUnavailable, UsageError
@@ -60,7 +60,7 @@ class Lab:
     bootstrap_servers: str
     folder: Path
     workload: Workload
-    brokers: OwnBrokers | None = None
+    brokers: BrokerControl | None = None
     settings: dict[str, Any] = field(default_factory=lambda: {"topics": {}, "clients": {}})
     _topics: list[str] = field(default_factory=list)
     _groups: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Lab:
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     @property
-    def control(self) -> OwnBrokers:
+    def control(self) -> BrokerControl:
         """The lab's own brokers. UsageError on a cluster that isn't ours to break."""
         if self.brokers is None:
             raise UsageError("this trial controls brokers, and these are not the lab's own")

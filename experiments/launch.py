@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Final
 
 from experiments import provenance, workload
+from experiments.containers import container_brokers
 from experiments.deep_dives import DEEP_DIVES
 from experiments.experiment import Experiment, Preset
 from experiments.lab import given_brokers, own_brokers
@@ -42,6 +43,7 @@ class Request:
     repetitions: int | None = None
     scenes: Sequence[str] = ()
     bootstrap_servers: str | None = None
+    compose_project: str | None = None  # those servers' containers here, which may be stopped, killed and paused
     recording: str | None = None
     wait_s: float = 0.0  # how long it may queue behind another run
 
@@ -114,6 +116,10 @@ def find(home: Home, name: str, experiment: str | None = None) -> Run:
 def _lab(experiment: Experiment, request: Request) -> OpenLab:
     coding = JsonCodec(POSITIONS)
     sent = workload.recorded(coding, Path(request.recording)) if request.recording else workload.fleet(coding)
+    if request.compose_project:
+        if not request.bootstrap_servers:
+            raise UsageError("brokers in containers: name their addresses too, --bootstrap-servers")
+        return container_brokers(sent, request.compose_project, request.bootstrap_servers)
     if request.bootstrap_servers:
         return given_brokers(sent, request.bootstrap_servers)
     return own_brokers(sent, experiment.broker_settings)

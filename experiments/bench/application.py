@@ -36,9 +36,9 @@ class TimedProgress(Progress):
         Progress.took(self, records)
         self.stopwatch.takes(records)
 
-    def commits(self, records: int) -> None:
+    def commits(self, records: int, took_s: float = 0.0) -> None:
         """Records are durable and visible."""
-        Progress.commits(self, records)
+        Progress.commits(self, records, took_s)
         self.stopwatch.finishes(records)
 
 

@@ -82,6 +82,9 @@ def run(
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="On this cluster; what would break it is skipped. Default: brokers of its own.")
     ] = None,
+    containers: Annotated[
+        str | None, typer.Option(help="With --bootstrap-servers: the compose project whose brokers may be broken.")
+    ] = None,
     recording: Annotated[
         Path | None, typer.Option(help="Send this recording (CSV, Parquet, GPX), not the simulated fleet.", exists=True)
     ] = None,
@@ -100,6 +103,7 @@ def run(
         repetitions=repetitions,
         scenes=tuple(scene or ()),
         bootstrap_servers=bootstrap_servers,
+        compose_project=containers,
         recording=str(recording.absolute()) if recording else None,
         wait_s=wait,
     )
