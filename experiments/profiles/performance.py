@@ -6,7 +6,6 @@ and the machine, and says what disturbed them.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -28,7 +27,6 @@ from streaming.topology import RoleKind
 
 PAGE: Final = PROJECT_ROOT / "docs" / "performance.md"
 FIGURES: Final = PROJECT_ROOT / "docs" / "figures"
-NOTE: Final = "performance.json"
 TIMED: Final = ("positions-generator", "means-transformer", "positions-parquet")
 SCALENED: Final = (*TIMED, "alerts-transformer", "position-means-csv")
 FIGURED: Final = ("producer-json", "transformer-json", "sink-parquet")
@@ -93,16 +91,20 @@ def measure(home: Home, *, timing_runs: int = timing.RUNS, say: Say = print) -> 
                 timed.append(profile(home, Request(name, profiler=Profiler.NONE, scenario="timing"), servers))
         done = scenarios.run(home, servers, SCENARIOS, say=say)
         scalened = [profile(home, Request(name, profiler=Profiler.SCALENE), servers, say=say) for name in SCALENED]
-    found = Found(done, scalened, timed)
-    names = {part: [run.name for run in getattr(found, part)] for part in Found.__slots__}
-    (runs.root(home) / NOTE).write_text(json.dumps(names, indent=2) + "\n")
-    return found
+    return Found(done, scalened, timed)
 
 
-def noted(home: Home) -> Found:
-    """The runs of the last measure()."""
-    names = json.loads((runs.root(home) / NOTE).read_text())
-    return Found(**{part: [runs.found(home, name) for name in names[part]] for part in Found.__slots__})
+def collected(home: Home) -> Found:
+    """What lies in the home: the newest run of each scenario and role, every timed one; also of a broken-off call."""
+    kept = [run for run in runs.listed(home) if run.status is not Status.RUNNING]
+    timed = [run for run in kept if run.scenario == "timing" and run.role in TIMED]
+    by_scenario = {run.scenario: run for run in kept if scenarios.of(run)}
+    scalened = {run.role: run for run in kept if run.profiler is Profiler.SCALENE and run.role in SCALENED}
+    return Found(
+        [by_scenario[each.name] for each in SCENARIOS if each.name in by_scenario],
+        [scalened[name] for name in SCALENED if name in scalened],
+        timed,
+    )
 
 
 def page(home: Home, found: Found, gains: Sequence[Gain]) -> str:
@@ -311,7 +313,7 @@ def _pictured(found: Found) -> Iterator[tuple[Run, str]]:
     for run in found.scenarios:
         if run.scenario in FIGURED:
             yield run, f"performance-{run.scenario}.png"
-    for run in found.scalene[1:3]:
+    for run in (each for each in found.scalene if each.role in ("means-transformer", "positions-parquet")):
         yield run, f"performance-scalene-{run.role}.png"
 
 
@@ -371,7 +373,7 @@ def _cell(value: Any) -> str:
 def main(arguments: list[str]) -> int:
     """Measure, unless `--page-only`, and write the page."""
     home = Home.locate(os.environ).open()
-    found = noted(home) if "--page-only" in arguments else measure(home)
+    found = collected(home) if "--page-only" in arguments else measure(home)
     print(write(home, found))
     return 0
 
