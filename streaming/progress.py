@@ -84,6 +84,7 @@ class Progress:
     def ends(self) -> None:
         """The loop is over."""
         if self.turns is not None:
+            self.turns.end(self.waited_s, self.records)  # what came after the last tick
             self.loop_s = self.turns.wall_s
 
     def tick(self) -> None:
