@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -72,8 +73,8 @@ def test_no_process_is_root_and_no_file_system_but_the_home_can_be_written(lab: 
             assert not each["HostConfig"]["Privileged"]
             assert each["HostConfig"]["Memory"] > 0
             assert {mount["Destination"] for mount in each["Mounts"]} == {"/var/lib/streamgauge"}
-    users = engine.run("docker", "top", f"{lab.project}-positions-parquet-1", "-eo", "uid,cmd").stdout.splitlines()[1:]
-    assert {line.split()[0] for line in users} == {"10001"}
+    users = engine.run("docker", "top", f"{lab.project}-positions-parquet-1", "-eo", "pid,uid").stdout.splitlines()[1:]
+    assert {line.split()[1] for line in users} == {"10001"}
     refused = "import pathlib; pathlib.Path('/opt/streamgauge/x').write_text('x')"
     with pytest.raises(AssertionError, match="Read-only file system"):
         lab.compose("exec", "-T", "positions-parquet", "python", "-c", refused)
@@ -93,7 +94,7 @@ def test_the_image_keeps_no_build_tool_and_no_secret_of_the_build(lab: Container
 def test_nothing_is_lost_or_doubled_while_a_broker_is_killed(lab: ContainerLab) -> None:
     before = lab.committed("positions-generator")
     lab.brokers.kill(2)
-    assert lab.brokers.running == (1, 3)
+    assert set(lab.brokers.running) == {1, 3}
     goal = before + 2_000
     wait_for(
         lambda: None if lab.committed("positions-generator") > goal else "positions do not flow with two brokers",
@@ -105,7 +106,19 @@ def test_nothing_is_lost_or_doubled_while_a_broker_is_killed(lab: ContainerLab) 
     positions = next(each for each in report["tables"] if each["table"] == "positions_parquet")
     assert positions["rows"] > 1_000
     lab.brokers.start(2)
-    assert lab.brokers.running == (1, 2, 3)
+    lab.brokers.pause(3)
+    assert set(lab.brokers.running) == {1, 2}
+    lab.brokers.heal()
+    assert set(lab.brokers.running) == {1, 2, 3}
+    assert lab.brokers.settings()["kafka-3"]["min.insync.replicas"] == "2"
+
+
+def test_a_role_answers_prometheus_inside_the_network(lab: ContainerLab) -> None:
+    ask = "import urllib.request as web; print(web.urlopen('http://positions-parquet:9400/metrics').read().decode())"
+    told = lab.compose("exec", "-T", "dagster-code", "python", "-c", ask)
+    found = re.search(r'^streamgauge_committed_total\{role="positions-parquet"\} (\S+)$', told, re.MULTILINE)
+    assert found is not None, told
+    assert float(found[1]) > 0
 
 
 def test_a_sink_commits_what_it_holds_within_the_grace_period(lab: ContainerLab) -> None:
