@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def vehicles(person: Person) -> pl.DataFrame:
     transport = KafkaTransport(person.lab.kafka, prefix=person.lab.prefix)
     transport.create([STREAMS["vehicles"]], replication=3)
     rows = reference_data(1, 5).with_columns(
-        pl.lit("tests").alias("producer"), pl.lit(1).alias("epoch"), pl.int_range(5).alias("sequence")
+        pl.lit("tests").alias("producer"),
+        pl.lit(1).alias("epoch"),
+        pl.int_range(5).alias("sequence"),
+        event_time=pl.lit(datetime.now(UTC), pl.Datetime("us", "UTC")),
     )
     publisher = transport.publisher("tests")
     values = codec("json", STREAMS["vehicles"].schema).encode(rows)
