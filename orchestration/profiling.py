@@ -199,7 +199,6 @@ def _job(name: str, roles: Sequence[Role], says: str) -> Any:
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*(profile_key(role) for role in roles)),
-        partitions_def=by_broker,
         description=says,
         executor_def=dg.in_process_executor,
     )
