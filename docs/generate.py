@@ -20,7 +20,7 @@ from typing import Any, Final
 import pyarrow as pa
 import typer
 
-from docs import kafka_features
+from docs import compose, kafka_features
 from docs.diagram import application, base_figure, svg
 from docs.footprint import FOOTPRINT
 from orchestration.brokers import node_ports
@@ -31,7 +31,7 @@ from streaming.lab import BROKER_COUNT, Lab
 from streaming.topology import ROLES, STREAMS, Role, Stream, StreamKind
 
 DOCS: Final = PROJECT_ROOT / "docs"
-PAGES: Final = ("README.md", "docs/domain.md", "docs/architecture.md", "docs/own-stream.md")
+PAGES: Final = ("README.md", "docs/domain.md", "docs/architecture.md", "docs/own-stream.md", "docs/containers.md")
 EXAMPLE: Final = DOCS / "examples" / "own_stream"
 OWN_STREAMS: Final = {name: stream for name, stream in STREAMS.items() if stream.carries is None}
 OWN_ROLES: Final = {
@@ -272,6 +272,13 @@ def example() -> str:
 
 
 _EXAMPLE_ORDER: Final = ("declaration", "generator", "transformer")
+
+
+def containers() -> str:
+    """The services of docker/compose.yaml."""
+    return table(("service", "image", "waits for", "well when", "on this machine", "memory", "restart"), compose.rows())
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "streams": streams,
     "derived-columns": derived_columns,
@@ -283,6 +290,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "kafka-features": features,
     "commands": commands,
     "example": example,
+    "containers-diagram": compose.diagram,
+    "containers": containers,
 }
 
 if __name__ == "__main__":
