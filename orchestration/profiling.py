@@ -115,7 +115,9 @@ def _profiles(context: dg.AssetExecutionContext, home: Home, role: Role, config:
     profilers = [Profiler.SCALENE, Profiler.CPROFILE, *[Profiler.NONE] * config.timing_runs]
     with brokers(config.bootstrap_servers or None) as servers:
         for profiler in profilers:
-            request = Request(role.name, context.partition_key, profiler, config.workload, f"dagster {context.run_id}")
+            request = Request(
+                role.name, context.partition_key, profiler, config.workload, f"dagster {context.run.run_id}"
+            )
             yield profile(home, request, servers, say=context.log.info)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -40,7 +41,8 @@ def test_profiles_queue_with_whatever_else_starts_brokers(location: dg.Definitio
 def test_a_schedule_is_off_until_switched_on_and_asks_for_valid_runs(location: dg.Definitions, name: str) -> None:
     schedule = location.resolve_schedule_def(name)
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
-    tick = schedule.evaluate_tick(dg.build_schedule_context())
+    at = datetime(2026, 1, 4, 3, 20, tzinfo=UTC)
+    tick = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=at))
     assert [request.partition_key for request in tick.run_requests or ()] == ["kafka"]
     for request in tick.run_requests or ():
         assert dg.validate_run_config(location.resolve_job_def(profiling.ALL), request.run_config)
