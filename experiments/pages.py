@@ -83,7 +83,7 @@ def render(experiment: Experiment, run: Run) -> str:
         f"# {experiment.title}",
         _origin(experiment, stamp),
         f"## Question\n\n{experiment.question}",
-        "## Findings\n\n" + _findings(run.findings),
+        "## Findings\n\n" + findings_table(run.findings),
         *_pictures(experiment, run),
         "## Method and measurements\n\n" + "\n\n".join(_scene(scene, measured) for scene in experiment.scenes),
         f"## Effective use\n\n{experiment.use_cases}",
@@ -97,7 +97,8 @@ def _origin(experiment: Experiment, stamp: dict[str, Any]) -> str:
     return f"Demand {experiment.demand}. Written by code from run `{stamp['run_id']}`; again with `{again}`."
 
 
-def _findings(findings: pl.DataFrame) -> str:
+def findings_table(findings: pl.DataFrame) -> str:
+    """Each claim with its verdict, source and numbers, in Markdown."""
     rows = findings.iter_rows(named=True)
     cells = [[SIGNS[row["verdict"]], f"{row['text']} *({row['source']})*", row["says"]] for row in rows]
     return _table(["", "claim", "measured"], cells)

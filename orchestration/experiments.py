@@ -22,6 +22,7 @@ from experiments.experiment import Experiment, Factor, Preset
 from experiments.launch import Request, expected_s, find
 from experiments.measurements import FAILED, SKIPPED, VOID, Level
 from experiments.measurements import TABLE as MEASUREMENTS
+from experiments.pages import findings_table
 from experiments.run import FINDINGS, Run, analyse, find_runs
 from orchestration.measuring import measure
 from orchestration.resources import FIGURE_LIMIT_BYTES, as_markdown, table_metadata
@@ -253,7 +254,7 @@ def _of_findings(run: Run) -> dict[str, Any]:
         "run": run.run_id,
         "dagster/uri": (run.folder / FINDINGS).as_uri(),
         **{verdict: verdicts.get(verdict, 0) for verdict in ("holds", "refuted", "unknown")},
-        "findings": dg.MetadataValue.md(as_markdown(rows.select("verdict", "claim", "says"))),
+        "findings": dg.MetadataValue.md(findings_table(rows)),
         **{path.stem: _picture(path) for path in run.figures},
         **_origin(stamp),
         "status": stamp["status"],

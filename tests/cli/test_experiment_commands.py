@@ -92,7 +92,7 @@ def test_on_an_existing_cluster_it_measures_and_leaves_no_topic(home: Path, kafk
     assert facts["status"] == "complete"
     assert facts["troubles"] == []
     assert any(each["estimate"] is not None for each in facts["findings"])
-    assert own_topics(kafka) == []
+    wait_until(lambda: not own_topics(kafka))  # a broker may hear of it a little later
 
 
 @pytest.mark.brokers
@@ -122,7 +122,7 @@ def test_an_interrupt_keeps_what_is_measured_and_a_kills_topics_go_with_the_next
             wait_until(lambda: [each for each in find_runs(Home(home))[count:] if each.measurements.height])
             wait_until(lambda: own_topics(kafka))
             process.send_signal(number)
-            return process.wait(60)
+            return process.wait(120)
         finally:
             process.kill()
             process.wait()
@@ -131,7 +131,7 @@ def test_an_interrupt_keeps_what_is_measured_and_a_kills_topics_go_with_the_next
     (kept,) = find_runs(Home(home))
     assert kept.provenance["reason"] == "interrupted by SIGTERM"
     assert kept.measurements.height
-    assert own_topics(kafka) == []
+    wait_until(lambda: not own_topics(kafka))  # a broker may hear of it a little later
 
     assert ended_by(signal.SIGKILL) == -signal.SIGKILL
     killed = find_runs(Home(home))[-1]
@@ -139,4 +139,4 @@ def test_an_interrupt_keeps_what_is_measured_and_a_kills_topics_go_with_the_next
     done = call(*SHORT, "--bootstrap-servers", kafka.bootstrap_servers, home=home)
     assert done.returncode == 0, done.stderr
     assert (killed.provenance["status"], killed.is_complete) == ("partial", False)
-    assert own_topics(kafka) == []
+    wait_until(lambda: not own_topics(kafka))  # a broker may hear of it a little later
