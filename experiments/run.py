@@ -228,7 +228,8 @@ def _begin(
     overrides: Mapping[str, Sequence[Level]],
     repetitions: int | None,
 ) -> tuple[Path, provenance.Provenance]:
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+    now = datetime.now(UTC)  # to the millisecond, so that ids sort as the runs began
+    run_id = f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}{uuid4().hex[:3]}"
     folder = runs_folder(home, experiment.name) / run_id
     folder.mkdir(parents=True)
     stamp = provenance.Provenance(
