@@ -243,7 +243,8 @@ def _readings(home: Home, found: Found, kind: RoleKind) -> Iterator[str]:
     for run in found.scenarios:
         scenario = scenarios.of(run)
         activities = results.read(runs.folder_of(home, run), results.ACTIVITIES)
-        if scenario is not None and scenario.kind is kind and activities is not None and len(activities):
+        is_told = run.status is Status.COMPLETE and activities is not None and len(activities)
+        if scenario is not None and scenario.kind is kind and activities is not None and is_told:
             yield f"- **{scenario.name}**: {patterns.verdict(activities).says}"
 
 
@@ -371,9 +372,11 @@ def _cell(value: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, unless `--page-only`, and write the page."""
+    """Measure, and write the page; with `--page-only` from what lies there, its tables and figures made anew."""
     home = Home.locate(os.environ).open()
     found = collected(home) if "--page-only" in arguments else measure(home)
+    for run in [*found.scenarios, *found.scalene] if "--page-only" in arguments else ():
+        results.build(runs.folder_of(home, run), run)
     print(write(home, found))
     return 0
 

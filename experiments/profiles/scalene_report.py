@@ -108,7 +108,7 @@ def _line(path: str, line: dict[str, Any], functions: list[tuple[int, str]]) -> 
         "file": path,
         "line": line["lineno"],
         "function": _function(line, functions),
-        "source": line["line"].strip(),
+        "source": _unescaped(line["line"].strip()),
         "cpu": python + native + system,
         "python": python,
         "native": native,
@@ -120,6 +120,13 @@ def _line(path: str, line: dict[str, Any], functions: list[tuple[int, str]]) -> 
         "allocated_mb": line["n_malloc_mb"],
         "copied_mb_s": line["n_copy_mb_s"],
     }
+
+
+def _unescaped(source: str) -> str:
+    """Scalene writes <, > and & as six characters, for its page."""
+    for escaped, plain in (("\\u003c", "<"), ("\\u003e", ">"), ("\\u0026", "&")):
+        source = source.replace(escaped, plain)
+    return source
 
 
 def _function(line: dict[str, Any], functions: list[tuple[int, str]]) -> str:

@@ -42,7 +42,8 @@ def test_a_schedule_is_off_until_switched_on_and_asks_for_valid_runs(location: d
     schedule = location.resolve_schedule_def(name)
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
     at = datetime(2026, 1, 4, 3, 20, tzinfo=UTC)
-    tick = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=at))
+    context = dg.build_schedule_context(scheduled_execution_time=at, repository_def=location.get_repository_def())
+    tick = schedule.evaluate_tick(context)
     assert [request.partition_key for request in tick.run_requests or ()] == ["kafka"]
     for request in tick.run_requests or ():
         assert dg.validate_run_config(location.resolve_job_def(profiling.ALL), request.run_config)
