@@ -234,7 +234,7 @@ def _topic_detail(topic: Topic, records: dict[int, int]) -> list[Table | str]:
     for column in ("earliest", "latest", "offsets held", "in open transactions", *(["records"] if records else [])):
         table.add_column(column, justify="right")
     for each in topic.partitions:
-        is_open = None if each.written is None or each.end is None else each.written - each.end
+        is_open = None if each.written is None or each.end is None else max(0, each.written - each.end)
         under = " [red]under-replicated[/]" if each.is_under_replicated else ""
         cells = [str(each.number), _leader(each), _numbers(each.replicas), _numbers(each.in_sync) + under]
         cells += [_number(each.low), _number(each.end), _number(each.offsets_held), _number(is_open)]
