@@ -22,6 +22,7 @@ from orchestration.housekeeping import merge_schedule, merge_small_files, prune_
 from orchestration.keeping import prune_home
 from orchestration.resources import RESOURCES
 from orchestration.specs import external_assets
+from sinks.formats import footer
 from sinks.lanes import keeping
 from sinks.merge import Policy, merge
 from sinks.prune import prune
@@ -101,6 +102,20 @@ def test_the_summary_is_the_same_before_and_after_a_merge(home: Home) -> None:
     before = hours(home)
     merge(home, "kafka", TABLE, AT_ONCE)
     assert hours(home).equals(before)
+
+
+def test_slots_from_before_a_schema_gained_a_column_change_no_summary_merged_or_not(home: Home) -> None:
+    before = hours(home)
+    for slot in slots(home, "kafka", TABLE)[:5]:
+        facts = {f"streamgauge.{name}": value for name, value in footer(slot.path).facts.items()}
+        pl.read_parquet(slot.path).drop("dilution").write_parquet(slot.path, metadata=facts)
+    summary_path(home, "vehicle_hours").unlink()
+    assert hours(home).equals(before)
+    assert [each.parts for each in merge(home, "kafka", TABLE, AT_ONCE)] == [5, 5]
+    summary_path(home, "vehicle_hours").unlink()
+    assert hours(home).equals(before)
+    assert audit(home, "kafka", TABLE, full=True).extent.rows == 1200
+    assert scan(home, "kafka", TABLE).select(pl.col("dilution").null_count()).collect().item() == 500
 
 
 def test_the_jobs_merge_and_prune_what_is_due(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from sinks.arrivals import ArrivalSink
 from sinks.files import Rotation
+from sinks.formats import footer
 from sinks.lanes import keeping
 from sinks.merge import Policy, merge
 from sinks.prune import CHECKPOINTS, Pruned, prune, reading
@@ -277,3 +278,27 @@ def test_verify_is_clean_and_recomputes_all_after_merges(world: World, monkeypat
     assert sum(table.rows for table in report.tables) == sum(table.rows for table in before.tables)
     merged = sum(each.parts - 1 for done in parts for each in done)
     assert sum(table.files for table in report.tables) == sum(table.files for table in before.tables) - merged
+
+
+def without(slot: Slot, column: str, field: str | None = None) -> None:
+    """Lay the slot down as before the schema gained a column, or a nested one gained a field."""
+    rows, facts = pl.read_parquet(slot.path), footer(slot.path).facts
+    if field is None:
+        older = rows.drop(column)
+    else:
+        kept = [each.name for each in rows.schema[column].fields if each.name != field]  # type: ignore[attr-defined]
+        older = rows.with_columns(pl.struct(pl.col(column).struct.field(name) for name in kept).alias(column))
+    older.write_parquet(slot.path, metadata={f"streamgauge.{name}": value for name, value in facts.items()})
+
+
+def test_verify_reads_slots_from_before_a_schema_gained_a_column_beside_newer_ones(world: World) -> None:
+    without(world.slot("positions_parquet"), "dilution")
+    older = world.slot("diagnostics_parquet")
+    without(older, "battery", "charge")
+    report = world.verify()
+    assert report.exit_code == 0, report.to_dict()
+    rows = scan(world.home, "memory", "diagnostics_parquet").collect()
+    is_older = (pl.col("_partition") == older.partition) & (pl.col("_offset") < older.next)
+    charge = pl.col("battery").struct.field("charge")
+    assert rows.filter(is_older).select(charge.null_count()).item() == older.rows
+    assert rows.filter(~is_older).select(charge.count()).item() > 0
