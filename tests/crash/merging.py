@@ -45,7 +45,7 @@ def main() -> None:
     """See the module."""
     home, crash_at, file_format, *harm = sys.argv[1:]
     if harm:
-        merging.replace = {"remove-first": remove_first, "link-first": link_first}[harm[0]]
+        merging.replace = {"remove-first": remove_first, "link-first": link_first}[harm[0]]  # type: ignore[attr-defined]
     merge(
         Home(Path(home)),
         "kafka",

@@ -36,7 +36,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_request_survives_its_way_into_another_process() -> None:
-    asked = Request("keys", Preset.SMOKE, 7, {"key": ["null"], "records": [9]}, 2, ["growth"], "a:1", None, 3.0)
+    asked = Request("keys", Preset.SMOKE, 7, {"key": ["null"], "records": [9]}, 2, ["growth"], "a:1", wait_s=3.0)
     assert Request.load(asked.dump()) == asked
 
 
