@@ -14,7 +14,7 @@ from assets.audit import audit
 from assets.chains import gaps, look
 from orchestration.checks import judged
 from orchestration.definitions import defs
-from sinks.reader import Slot, slots
+from sinks.reader import Slot, slots, slots_of
 from streaming.home import Home
 from streaming.topology import ROLES
 from tests.orchestration.landing_scenes import land, land_fleet, positions
@@ -194,9 +194,9 @@ def test_a_commit_while_the_files_are_looked_at_is_no_gap(home: Home, monkeypatc
     land(home, "positions-parquet", positions(100), partition=4)
 
     def looked_at_just_before_a_commit(*asked: Any) -> list[Slot]:
-        found = slots(*asked)
+        found = slots_of(*asked)
         land(home, "positions-parquet", positions(100, first=100), partition=4)
         return found
 
-    monkeypatch.setattr("assets.chains.slots", looked_at_just_before_a_commit)
+    monkeypatch.setattr("assets.chains.slots_of", looked_at_just_before_a_commit)
     assert gaps(look(home, "kafka", TABLE).extent) == []

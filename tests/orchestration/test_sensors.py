@@ -15,7 +15,7 @@ from orchestration import sensors
 from orchestration.definitions import defs
 from orchestration.sensors import flowing, landed
 from orchestration.specs import STALE_AFTER
-from sinks.reader import slots
+from sinks.reader import slots, slots_of
 from streaming.batch import Outgoing
 from streaming.home import Home
 from streaming.lab import Lab
@@ -116,11 +116,11 @@ def test_a_tick_opens_only_slots_that_are_new(watch: Watch, monkeypatch: pytest.
     opened: list[int] = []
 
     def counted(*asked: Any) -> Any:
-        found = slots(*asked)
+        found = slots_of(*asked)
         opened.append(len(found))
         return found
 
-    monkeypatch.setattr("assets.chains.slots", counted)
+    monkeypatch.setattr("assets.chains.slots_of", counted)
     land(watch.home, "positions-parquet", positions(10, first=200))
     watch.tick()
     assert sum(opened) == 2  # once for the report, once for the audit of its checks
