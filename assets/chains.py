@@ -63,7 +63,7 @@ class Extent:
     """
 
     chains: Mapping[int, Chain]
-    marks: Mapping[int, int] = field(default_factory=dict)
+    marks: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     @property
     def files(self) -> int:
