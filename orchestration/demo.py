@@ -13,7 +13,7 @@ from rich.table import Table
 from orchestration import services
 from orchestration.brokers import create_streams, transport_of
 from sinks import reader
-from sinks.findings import worst
+from sinks.findings import PENDING, worst
 from sinks.verify import verify
 from streaming.home import Home
 from streaming.lab import Lab
@@ -47,6 +47,11 @@ def run(home: Home, lab: Lab, *, seconds: int, dagster: bool = True) -> int:
         console.print(_landed_table(home, broker, before[broker], seconds))
         console.print(report.render())
         exit_codes.append(report.exit_code)
+        if landed(home, broker) == before[broker]:
+            console.print(
+                f"Nothing has landed from {broker} in {seconds} s: `streamgauge status` tells why.", style="red"
+            )
+            exit_codes.append(PENDING)
     warehouse = home.warehouse(lab.brokers[0])
     console.print(f"\nThe files: {warehouse}\nFive lines that read them ({sys.executable}):\n")
     console.print(READS_IT.format(warehouse=warehouse), highlight=False, markup=False, soft_wrap=True)

@@ -25,6 +25,7 @@ WORDS: Final = {
 }
 DAMAGE: Final = ("lost", "duplicated", "unexpected", "corrupt", "reordered", "wrong")
 EXAMPLES: Final = 5
+PENDING: Final = 6  # the exit code when there is no damage, and not all is in the files yet
 
 
 def worst(exit_codes: Iterable[int]) -> int:
@@ -83,7 +84,7 @@ class Report:
         totals = self.totals
         if any(totals[word] for word in DAMAGE):
             return 1
-        return 6 if totals["pending"] else 0
+        return PENDING if totals["pending"] else 0
 
     @property
     def verdict(self) -> str:
@@ -91,6 +92,8 @@ class Report:
         totals = self.totals
         found = [f"{totals[word]:,} {word}" for word in (*DAMAGE, "pending") if totals[word]]
         rows = sum(table.rows for table in self.tables)
+        if not rows and not found:
+            return "no row in any file yet: there is nothing to judge"
         return f"{rows:,} rows in files: {', '.join(found) or 'nothing lost, nothing doubled, all accounted for'}"
 
     def to_dict(self) -> dict[str, Any]:

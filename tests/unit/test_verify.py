@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from sinks.files import FileSink
+from sinks.findings import TableReport
 from sinks.formats import FORMATS, footer
 from sinks.reader import Slot, slots
 from sinks.verify import Report, verify
@@ -367,3 +368,9 @@ def test_a_report_can_be_printed_and_written_as_json(laid: World) -> None:
     console.print(report.render())
     assert "nothing lost, nothing doubled" in console.export_text()
     assert json.loads(json.dumps(report.to_dict()))["exit_code"] == 0
+
+
+def test_where_nothing_has_landed_nothing_is_called_whole() -> None:
+    verdict = Report("kafka", "now", 0.0, (TableReport("positions_parquet", "positions"),)).verdict
+    assert "nothing lost" not in verdict
+    assert "no row" in verdict
