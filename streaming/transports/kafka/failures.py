@@ -25,6 +25,7 @@ _ABSENT: Final = frozenset(
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TRANSPORT,
         KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
         KafkaError._RESOLVE,
         KafkaError.REQUEST_TIMED_OUT,
     }
