@@ -22,15 +22,37 @@ _ROOM_WAIT_S: Final = 0.05
 _GOODBYE_S: Final = 10.0
 
 
+class _Failures:
+    """The first failure that a producer's callbacks tell of."""
+
+    def __init__(self) -> None:
+        self.first: KafkaError | None = None
+
+    def note_report(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002
+        if error is not None and self.first is None:
+            self.first = error
+
+    def note_fatal(self, error: KafkaError) -> None:
+        if failures.is_fatal(error) and self.first is None:
+            self.first = error
+
+
 class Sender:
     """A producer with its failures; shared by the publisher and the transaction."""
 
     def __init__(self, address: str, settings: Settings, who: str) -> None:
         self.who = who
-        self.failure: KafkaError | None = None
+        # Its own object: did the producer's callbacks refer to what refers to the producer, then one that is let go
+        # of would keep its threads and connections until the garbage collector comes by.
+        self._failures = _Failures()
         self.producer = Producer({
-            **settings, "bootstrap.servers": address, "client.id": who, "error_cb": self._note_fatal,
+            **settings, "bootstrap.servers": address, "client.id": who, "error_cb": self._failures.note_fatal,
         })  # fmt: skip
+
+    @property
+    def failure(self) -> KafkaError | None:
+        """The first record that was refused, or what ended the producer."""
+        return self._failures.first
 
     def send(self, topic: str, outgoing: Outgoing) -> None:
         """Queue the records, blocking while the queue is full. RestartRequired when an earlier one has failed."""
@@ -49,7 +71,7 @@ class Sender:
     def _queue(self, topic: str, partition: int, messages: list[dict[str, Any]]) -> None:
         while messages:
             self.check()
-            self.producer.produce_batch(topic, messages, partition, on_delivery=self._note_report)
+            self.producer.produce_batch(topic, messages, partition, on_delivery=self._failures.note_report)
             messages = [message for message in messages if "_error" in message]
             if messages:
                 # Once the queue is full, librdkafka refuses all that follows in the batch: what is left is its end.
@@ -63,14 +85,6 @@ class Sender:
                 if failures.is_fatal(error) or failures.is_fencing(error):
                     raise failures.writing(self.who, error)
                 raise UsageError(f"{topic} can't take a record of {len(message['value'])} bytes: {error.str()}")
-
-    def _note_report(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002
-        if error is not None and self.failure is None:
-            self.failure = error
-
-    def _note_fatal(self, error: KafkaError) -> None:
-        if failures.is_fatal(error) and self.failure is None:
-            self.failure = error
 
 
 def _by_partition(outgoing: Outgoing) -> list[tuple[int, Sequence[bytes], Sequence[bytes]]]:
