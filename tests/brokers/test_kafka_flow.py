@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streaming.batch import Outgoing
-from streaming.errors import RestartRequired
+from streaming.errors import BrokerUnavailable, RestartRequired
 from streaming.interfaces import Publisher
 from streaming.progress import Progress
 from streaming.service import Limits, run_flow
@@ -47,7 +47,7 @@ class Transformer(threading.Thread):
                 self._transport, ROLE, RunningTotal(), CODECS, stop=self.stop, progress=progress,
                 limits=Limits(messages=15_000), records_per_commit=4_000, commit_every_s=0.2,
             )  # fmt: skip
-        except RestartRequired:
+        except (BrokerUnavailable, RestartRequired):
             return
 
 

@@ -285,7 +285,9 @@ class Cluster:
     def _group_names(self) -> set[str]:
         found = self._answer(self.admin.list_consumer_groups(request_timeout=self.timeout_s))
         if found.errors and not found.valid:
-            raise failures.asking(self.bootstrap_servers, found.errors[0])
+            said = found.errors[0]  # an exception by the documentation, in fact the error itself
+            exception = said if isinstance(said, KafkaException) else KafkaException(said)
+            raise failures.asking(self.bootstrap_servers, exception)
         return {each.group_id for each in found.valid}
 
     def _groups(self, names: Iterable[str]) -> list[Group]:
