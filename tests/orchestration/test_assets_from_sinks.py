@@ -32,12 +32,13 @@ def home(tmp_path: Path) -> Home:
 
 def made(home: Home, *chosen: dg.AssetsDefinition) -> dict[str, dict[str, Any]]:
     """Materialise some summaries; their metadata by name."""
-    result = dg.materialize(
-        [*external_assets(), *chosen],
-        selection=dg.AssetSelection.groups("summaries"),
-        instance=dg.DagsterInstance.ephemeral(),
-        resources={**RESOURCES, "home": home},
-    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [*external_assets(), *chosen],
+            selection=dg.AssetSelection.groups("summaries"),
+            instance=instance,
+            resources={**RESOURCES, "home": home},
+        )
     assert result.success
     events = result.get_asset_materialization_events()
     return {str(event.asset_key and event.asset_key.path[-1]): dict(event.materialization.metadata) for event in events}

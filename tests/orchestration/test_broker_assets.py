@@ -66,7 +66,8 @@ def test_a_queues_table_is_reported_and_checked_under_its_brokers_name(tmp_path:
     sink.write(Batch("positions", 0, values, np.arange(len(values), dtype=np.int64)))
     sink.commit()
 
-    events = Watch(landed, home, dg.DagsterInstance.ephemeral()).tick().asset_events
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = Watch(landed, home, instance).tick().asset_events
     [report] = [event for event in events if isinstance(event, dg.AssetMaterialization)]
     assert report.asset_key.path == ["rabbitmq", "tables", "positions_parquet"]
     assert report.metadata["dagster/row_count"].value == 1500

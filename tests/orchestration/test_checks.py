@@ -173,7 +173,8 @@ def test_the_full_check_job_runs_on_the_lab_of_the_environment(home: Home, monke
     land_fleet(home)
     slots(home, "kafka", "position_means_csv")
     land(home, "positions-parquet", positions(10, first=4495))
-    result = defs().resolve_job_def("check_sinks").execute_in_process(instance=dg.DagsterInstance.ephemeral())
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = defs().resolve_job_def("check_sinks").execute_in_process(instance=instance)
     assert result.success
     found = {(each.asset_key.path[-1], each.check_name): each for each in result.get_asset_check_evaluations()}
     failed = {key for key, each in found.items() if not each.passed}

@@ -88,12 +88,13 @@ def test_a_pruned_chain_has_no_gap_and_is_counted_from_where_it_begins(home: Hom
 
 
 def hours(home: Home) -> pl.DataFrame:
-    result = dg.materialize(
-        [*external_assets(), vehicle_hours],
-        selection=[vehicle_hours],
-        instance=dg.DagsterInstance.ephemeral(),
-        resources={**RESOURCES, "home": home},
-    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [*external_assets(), vehicle_hours],
+            selection=[vehicle_hours],
+            instance=instance,
+            resources={**RESOURCES, "home": home},
+        )
     assert result.success
     return pl.read_parquet(summary_path(home, "vehicle_hours"))
 

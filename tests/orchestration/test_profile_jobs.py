@@ -65,14 +65,15 @@ def test_a_role_is_profiled_and_a_dearer_one_is_a_warning(
         runs.write(home, before(f"20200101-00000{number}-before", cpu_s=0.0001 * (1 + number)))
     role = ROLES["positions-generator"]
     config = {"messages": MESSAGES, "timing_runs": 1, "bootstrap_servers": kafka.bootstrap_servers}
-    done = location.resolve_job_def(profiling.job_name(role)).execute_in_process(
-        run_config={
-            "ops": {"profiles__positions_generator": {"config": config}},
-            "resources": {"home": {"config": {"root": str(home.root)}}},
-        },
-        partition_key="kafka",
-        instance=dg.DagsterInstance.ephemeral(),
-    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = location.resolve_job_def(profiling.job_name(role)).execute_in_process(
+            run_config={
+                "ops": {"profiles__positions_generator": {"config": config}},
+                "resources": {"home": {"config": {"root": str(home.root)}}},
+            },
+            partition_key="kafka",
+            instance=instance,
+        )
     assert done.success
     [materialization] = done.asset_materializations_for_node("profiles__positions_generator")
     said = materialization.metadata
