@@ -159,16 +159,20 @@ def test_a_merge_that_stands_still_with_the_lane_in_its_hand_only_delays_the_sin
     home = shutil.copytree(half_landed, tmp_path / "home")
     lane = next(lanes(Home(home), "kafka", "positions_parquet"))
     files = len(lane.paths())
-    with subprocess.Popen([*HOLDER, str(lane.lock)], stdout=subprocess.PIPE) as holder:
+    # Its own standard input: where a test run has none, the holder would read the end of it and let go.
+    with subprocess.Popen([*HOLDER, str(lane.lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         holder.send_signal(signal.SIGSTOP)
-        with subprocess.Popen([sys.executable, str(LANDING), str(home), "", "parquet"]) as sink:
-            with pytest.raises(subprocess.TimeoutExpired):
-                sink.wait(5)
-            assert len(lane.paths()) == files
-            holder.kill()
-            assert sink.wait(60) == 0
+        try:
+            with subprocess.Popen([sys.executable, str(LANDING), str(home), "", "parquet"]) as sink:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    sink.wait(5)
+                assert len(lane.paths()) == files
+                holder.kill()
+                assert sink.wait(60) == 0
+        finally:
+            holder.kill()  # one that stands still would be waited for without end
     assert_exact(home, "parquet")
 
 
