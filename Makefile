@@ -42,7 +42,7 @@ test: check ## check, then every test on real brokers
 bench: setup ## sink and transformer rates as ratios to a bare consumer, in one run
 	@$(BIN)/python -m experiments.bench
 
-performance: setup ## profile every role here and write docs/performance.md from the tables (about 15 minutes)
+performance: setup ## profile seven roles here and write docs/performance.md from the tables (about 15 minutes)
 	@$(BIN)/python -m experiments.profiles.performance
 
 docs: setup ## make the generated parts of the pages and the figures anew
