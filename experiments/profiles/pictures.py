@@ -103,9 +103,11 @@ def _below(
     if file.startswith(calls.OURS):
         doing = patterns.activity(file, key[2])
     yield Block(key, left, width, depth, doing)
-    whole = stats[key][3]
-    for callee, edge_s in sorted(called.get(key, ()), key=lambda each: -each[1]):
-        part = width * min(edge_s / whole, 1.0) if whole else 0.0
+    callees = sorted(called.get(key, ()), key=lambda each: -each[1])
+    # A generator's or a recursive call's time is counted with each of its callers: what is below may come to more.
+    whole = max(stats[key][3], sum(edge_s for _, edge_s in callees))
+    for callee, edge_s in callees:
+        part = width * edge_s / whole if whole else 0.0
         yield from _below(stats, called, callee, left, part, depth + 1, doing, above | {key})
         left += part
 

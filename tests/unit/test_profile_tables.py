@@ -128,6 +128,17 @@ def test_the_rules_know_every_module_that_the_loops_run_through() -> None:
         assert patterns.activity(file, function) == expected, (file, function)
 
 
+def test_callees_that_come_to_more_than_their_caller_are_drawn_within_it() -> None:
+    caller, one, other = ("a.py", 1, "caller"), ("b.py", 1, "one"), ("c.py", 1, "other")
+    stats = {
+        caller: (1, 1, 0.1, 1.0, {}),
+        one: (1, 1, 0.9, 0.9, {caller: (1, 1, 0.9, 0.9)}),
+        other: (1, 1, 0.8, 0.8, {caller: (1, 1, 0.8, 0.8)}),
+    }
+    below = sorted((block.left, block.width) for block in pictures.blocks(stats) if block.depth == 1)
+    assert [round(left + width, 9) for left, width in below] == [round(0.9 / 1.7, 9), 1.0]
+
+
 def test_an_icicle_is_drawn_whose_rows_never_overlap(profs: list[Path], tmp_path: Path) -> None:
     blocks = list(pictures.blocks(calls.stats(profs[-1])))
     assert max(block.depth for block in blocks) > 3
