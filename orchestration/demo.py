@@ -38,13 +38,14 @@ def run(home: Home, lab: Lab, *, seconds: int, dagster: bool = True) -> int:
         progress=console.print,
     )
     before = {broker: landed(home, broker) for broker in lab.brokers}
+    counted = time.monotonic()
     _watch(home, console, seconds=seconds, before=before, started=started)
     exit_codes = []
     for broker in lab.brokers:
         with console.status(f"{broker}: taking a cut and reconciling the ledgers with the files") as status:
             transport = transport_of(home, lab, broker)
             report = verify(home, transport, lab, wait_s=60, progress=status.update)
-        console.print(_landed_table(home, broker, before[broker], seconds))
+        console.print(_landed_table(home, broker, before[broker], time.monotonic() - counted))
         console.print(report.render())
         exit_codes.append(report.exit_code)
         if landed(home, broker) == before[broker]:
@@ -90,7 +91,7 @@ def _watch(home: Home, console: Console, *, seconds: int, before: Mapping[str, L
         console.print(f"the first rows had landed {first_s:.0f} s after the start")
 
 
-def _landed_table(home: Home, broker: str, before: Landed, seconds: int) -> Table:
+def _landed_table(home: Home, broker: str, before: Landed, seconds: float) -> Table:
     table = Table("table", "rows", "files", "new rows a second", title=f"What landed from {broker}")
     for name, (rows, files) in sorted(landed(home, broker).items()):
         new = rows - before.get(name, (0, 0))[0]
