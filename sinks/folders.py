@@ -145,12 +145,3 @@ def steadily(read: Callable[[], T]) -> T:
         except FileNotFoundError:
             continue
     return read()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sinks.folders import LOCK_TIMEOUT_S, begin_of, begins_name, exchange, lock_path, locked, sync_folder
+import polars as pl
+
+from sinks.folders import LOCK_TIMEOUT_S, begin_of, begins_name, exchange, lock_path, locked
+from sinks.formats import Footer, footer
 from sinks.reader import role_of
 from sinks.slots import Checkpoint, committed
+from streaming.durability import sync_folder
+from streaming.errors import ChainBroken
 from streaming.home import Home
 
 # The moments of an exchange at which the crash tests kill it, in order.
@@ -57,6 +62,14 @@ class Lane:
     def paths(self) -> list[Path]:
         """Its slots, by base."""
         return committed(self.folder, self.suffix)
+
+
+def footer_of(path: Path) -> Footer:
+    """What a slot says of itself. ChainBroken when it can't be read."""
+    try:
+        return footer(path)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ChainBroken(f"{path} can't be read: {error}") from error
 
 
 @contextmanager

@@ -22,12 +22,13 @@ from typing import Final
 import polars as pl
 
 from sinks.folders import merged_name, named
-from sinks.formats import FORMATS, Footer, footer
+from sinks.formats import FORMATS, Footer
 from sinks.lanes import (
     EXCHANGE_CHECKPOINTS,
     GRACE_S,
     KEPT_AT_END,
     Lane,
+    footer_of,
     keeping,
     lanes,
     prepared,
@@ -35,7 +36,6 @@ from sinks.lanes import (
     replace,
 )
 from sinks.slots import Checkpoint
-from streaming.errors import ChainBroken
 from streaming.home import Home
 
 # The moments of a merge at which the crash tests kill it, in order.
@@ -151,15 +151,8 @@ def _parts(lane: Lane, policy: Policy) -> list[_Part]:
         status = path.stat()
         if status.st_mtime_ns > settled_ns:
             break
-        found.append(_Part(path, _footer(path), status.st_size, status.st_mtime_ns, _kind(path)))
+        found.append(_Part(path, footer_of(path), status.st_size, status.st_mtime_ns, _kind(path)))
     return found
-
-
-def _footer(path: Path) -> Footer:
-    try:
-        return footer(path)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise ChainBroken(f"{path} can't be read: {error}") from error
 
 
 def _kind(path: Path) -> object:
@@ -167,7 +160,7 @@ def _kind(path: Path) -> object:
     if path.suffix == ".csv":
         with path.open("rb") as file:
             return file.readline()
-    facts = {name: value for name, value in _footer(path).facts.items() if name not in _OWN}
+    facts = {name: value for name, value in footer_of(path).facts.items() if name not in _OWN}
     return sorted(facts.items()), list(pl.read_parquet_schema(path).items())
 
 

@@ -24,13 +24,22 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sinks.folders import Begin, begin_of, begins_name, locked, named
-from sinks.formats import FORMATS, Footer, footer
-from sinks.lanes import EXCHANGE_CHECKPOINTS, GRACE_S, KEPT_AT_END, Lane, keeping, lanes, prepared, remove_replaced
+from sinks.formats import FORMATS, footer
+from sinks.lanes import (
+    EXCHANGE_CHECKPOINTS,
+    GRACE_S,
+    KEPT_AT_END,
+    Lane,
+    footer_of,
+    keeping,
+    lanes,
+    prepared,
+    remove_replaced,
+)
 from sinks.lanes import replace as put_in_place
 from sinks.pruned import intend, settle
 from sinks.reader import role_of
 from sinks.slots import Checkpoint
-from streaming.errors import ChainBroken
 from streaming.events import ORIGIN
 from streaming.home import Home
 from streaming.identities import Life
@@ -132,7 +141,7 @@ def _numbers_arrivals(lane: Lane) -> bool:
 
 
 def _prune_lane(home: Home, broker: str, lane: Lane, old: Sequence[Path], *, dry_run: bool) -> Pruned:
-    footers = [_footer(path) for path in old]
+    footers = [footer_of(path) for path in old]
     begin = begin_of(lane.folder)
     end = Begin(footers[-1].next, begin.commits + sum(named(path).commits for path in old))
     pruned = Pruned(
@@ -156,13 +165,6 @@ def _prune_lane(home: Home, broker: str, lane: Lane, old: Sequence[Path], *, dry
         settle(home, broker, lane.table)
         lane.checkpoint("prune_settled")
     return pruned
-
-
-def _footer(path: Path) -> Footer:
-    try:
-        return footer(path)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise ChainBroken(f"{path} can't be read: {error}") from error
 
 
 def _identities(lane: Lane, paths: Sequence[Path]) -> dict[Life, IntervalSet]:

@@ -15,8 +15,8 @@ from typing import Final
 
 import polars as pl
 
-from sinks.folders import sync_folder
 from sinks.reader import begins
+from streaming.durability import sync_folder
 from streaming.errors import ChainBroken
 from streaming.home import Home
 from streaming.identities import Life

@@ -28,8 +28,9 @@ from typing import BinaryIO, Final
 
 import polars as pl
 
-from sinks.folders import begin_of, lock_path, locked, named, slot_name, sync_folder
+from sinks.folders import begin_of, lock_path, locked, named, slot_name
 from sinks.formats import FORMATS, Footer, footer
+from streaming.durability import sync_folder
 from streaming.errors import ChainBroken, SlotTaken, TopicRecreated
 from streaming.interfaces import Identity
 

@@ -29,6 +29,7 @@ from typing import Any, Final, Self
 
 from filelock import FileLock, Timeout
 
+from streaming.durability import sync_folder
 from streaming.errors import DataError, UsageError
 from streaming.intervals import IntervalSet
 
@@ -71,7 +72,7 @@ class Ledger:
         self._mark_us: int | None = None
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._write({"open": dict(opening)}, is_durable=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     @classmethod
     def open(
@@ -226,7 +227,7 @@ def _fold(path: Path, *, dry_run: bool) -> int:
         scratch.unlink()
         return 0
     scratch.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return saved
 
 
@@ -282,11 +283,3 @@ def _last_mark_us(newest_first: Iterator[Path]) -> int | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,11 +20,12 @@ import pytest
 
 from sinks import lanes as exchanging
 from sinks import merge as merging
-from sinks.folders import exchange, sync_folder
+from sinks.folders import exchange
 from sinks.formats import FORMATS
 from sinks.lanes import lanes
 from sinks.merge import CHECKPOINTS, merge
 from sinks.reader import scan, slots
+from streaming.durability import sync_folder
 from streaming.home import PROJECT_ROOT, Home
 from tests.crash.landing import PARTITIONS, RECORDS, batches, land, role_for, sink_for, table_for
 from tests.crash.merging import POLICY
@@ -232,7 +233,7 @@ def power_cuts(folder: Path, patch: pytest.MonkeyPatch, *, without: str = "") ->
     home.mkdir()
     states.mkdir()
     recorder = ExchangeRecorder(Disk(home), states, "parquet", ("files", "folders"))
-    for module in ("slots", "merge", "reader"):
+    for module in ("slots", "lanes", "reader"):
         patch.setattr(f"sinks.{module}.footer", lambda path: FORMATS[path.suffix[1:]].footer(path))
     recorder.install(patch)
     patch.setattr(exchanging, "exchange", recorder.exchanged)

@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from streaming.batch import Batch, Outgoing
+from streaming.durability import sync_folder
 from streaming.errors import ChainBroken, Fenced
 from streaming.identities import Identities
 from streaming.interfaces import Offsets, Publisher, Remembered, Source
@@ -136,11 +137,7 @@ class OutboxFile:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(self.folder / name)
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.folder)
 
 
 class Input(Protocol):
