@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from experiments.faults import stuttering
 from experiments.lab import Lab
 from experiments.workload import Workload
 from streaming.cluster import listeners
@@ -83,21 +83,8 @@ class ContainerBrokers:
     @contextlib.contextmanager
     def slow(self, number: int, *, stop_s: float, run_s: float) -> Iterator[None]:
         """A broker that hangs for `stop_s` after every `run_s`."""
-        is_over = threading.Event()
-
-        def stutter() -> None:
-            while not is_over.wait(run_s):
-                self.pause(number)
-                is_over.wait(stop_s)
-                self.resume(number)
-
-        thread = threading.Thread(target=stutter, daemon=True)
-        thread.start()
-        try:
+        with stuttering(lambda: self.pause(number), lambda: self.resume(number), stop_s=stop_s, run_s=run_s):
             yield
-        finally:
-            is_over.set()
-            thread.join()
 
     def heal(self) -> None:
         """Resume and start what is down, and wait until every broker is a member of the cluster."""

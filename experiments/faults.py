@@ -9,13 +9,35 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from streaming.cluster.kafka import DisposableCluster
+
+
+@contextlib.contextmanager
+def stuttering(
+    pause: Callable[[], object], resume: Callable[[], object], *, stop_s: float, run_s: float
+) -> Iterator[None]:
+    """Pause something for `stop_s` after every `run_s`, until the block ends; it runs then."""
+    is_over = threading.Event()
+
+    def stutter() -> None:
+        while not is_over.wait(run_s):
+            pause()
+            is_over.wait(stop_s)
+            resume()
+
+    thread = threading.Thread(target=stutter, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class BrokerControl(Protocol):
@@ -148,22 +170,14 @@ class OwnBrokers:
     @contextlib.contextmanager
     def slow(self, number: int, *, stop_s: float, run_s: float) -> Iterator[None]:
         """A broker that hangs for `stop_s` after every `run_s`, as in long garbage collections or on a starved host."""
-        is_over = threading.Event()
         process_id = self.process_id(number)
-
-        def stutter() -> None:
-            while not is_over.wait(run_s):
-                os.kill(process_id, signal.SIGSTOP)
-                is_over.wait(stop_s)
-                os.kill(process_id, signal.SIGCONT)
-
-        thread = threading.Thread(target=stutter, daemon=True)
-        thread.start()
-        try:
+        with stuttering(
+            lambda: os.kill(process_id, signal.SIGSTOP),
+            lambda: os.kill(process_id, signal.SIGCONT),
+            stop_s=stop_s,
+            run_s=run_s,
+        ):
             yield
-        finally:
-            is_over.set()
-            thread.join()
 
     def heal(self) -> None:
         """Resume and start what is down, and wait until every broker sees the others."""
