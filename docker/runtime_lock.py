@@ -1,7 +1,7 @@
 """Prints the part of requirements.lock that the application needs when it runs, or that the packages named need.
 
 uv notes behind each pinned package by whom it is wanted, so the part follows from the lock and the project's own list
-of dependencies, whatever is installed here. Usage: runtime_lock.py [PACKAGE…]
+of dependencies (with those of its extra `containers`), whatever is installed here. Usage: runtime_lock.py [PACKAGE…]
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
     """Print the part for the packages named, or for the project's dependencies."""
     pinned = pins(Path("requirements.lock").read_text())
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    roots = set(sys.argv[1:]) or {_NAME.match(line)[0].lower() for line in project["dependencies"]}  # type: ignore[index]
+    wanted = project["dependencies"] + project["optional-dependencies"]["containers"]
+    roots = set(sys.argv[1:]) or {_NAME.match(line)[0].lower() for line in wanted}  # type: ignore[index]
     keep = needed(pinned, roots)
     print("\n".join(block for name, block in pinned if name in keep))
 
