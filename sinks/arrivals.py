@@ -112,6 +112,7 @@ class ArrivalSink:
         self._codec, self._rotation = codec, rotation
         self._named = home, broker, role.table
         staging = home.staging(broker) / role.table
+        self.quarantined = 0
         remove_stale(staging)
 
         def numbered(kind: str, suffix: str) -> _Numbered:
@@ -221,6 +222,7 @@ class ArrivalSink:
                 self._catch_up()
             else:
                 self._quarantined |= fresh.keys()
+                self.quarantined += len(fresh)
 
     def _catch_up(self) -> None:
         """Take in what is committed and not known yet, by us or by others."""

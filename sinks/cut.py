@@ -24,7 +24,7 @@ from streaming.interfaces import Offsets, Remembered, Remembering, Replayable, T
 from streaming.topology import ROLES, STREAMS, Role, RoleKind, StreamKind, state_stream
 from streaming.transports.positions import Snapshot
 
-LONGEST_PAUSE_S: Final = 4.0
+_LONGEST_PAUSE_S: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -79,6 +79,27 @@ def high_water(home: Home, broker: str, table: str) -> dict[int, int]:
     return {int(note.name[2:].partition(".")[0]): int(json.loads(note.read_text())["next"]) for note in notes}
 
 
+def until_none(
+    who: str,
+    look: Callable[[], int],
+    deadline_s: float,
+    progress: Callable[[str], None],
+    settled: Callable[[], int | None] = lambda: None,
+) -> int:
+    """Look until nothing is pending or time is up; what is pending then. `settled`, if it knows, ends the waiting."""
+    pause_s = 0.25
+    while pending := look():
+        if (known := settled()) is not None:
+            return known
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            break
+        progress(f"{who}: {pending:,} records to go, {left_s:.0f} s left")
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    return pending
+
+
 def _ends(transport: Replayable, stream: str) -> Offsets:
     return {partition: extent.high for partition, extent in transport.extents(stream).items()}
 
@@ -109,7 +130,7 @@ class _Waiting:
             reached = {partition: one.used for partition, one in found.items() if isinstance(one.used, int)}
             return self._between(role.reads[0], reached, ends) + sum(sum(one.unsent.values()) for one in found.values())
 
-        return self._until(role.name, pending)
+        return until_none(role.name, pending, self.deadline_s, self.progress)
 
     def until_landed(self, home: Home, broker: str, role: Role, ends: Offsets) -> int:
         """Records that the table's chains have not reached yet."""
@@ -127,19 +148,7 @@ class _Waiting:
             rows = quarantine_scan(home, broker, table).select("partition", "_offset").collect()
             return sum(offset >= behind.get(partition, 0) for partition, offset in rows.iter_rows())
 
-        return self._until(table, pending)
-
-    def _until(self, who: str, look: Callable[[], int]) -> int:
-        """Look until nothing is pending or time is up; what is pending then."""
-        pause_s = 0.25
-        while pending := look():
-            left_s = self.deadline_s - time.monotonic()
-            if left_s <= 0:
-                break
-            self.progress(f"{who}: {pending:,} records to go, {left_s:.0f} s left")
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return pending
+        return until_none(table, pending, self.deadline_s, self.progress)
 
     def _between(self, stream: str, reached: Offsets, ends: Offsets) -> int:
         """How many records lie between; offsets alone don't tell, the broker's own control records take some."""

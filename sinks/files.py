@@ -106,6 +106,7 @@ class FileSink:
         self._columns = table_schema(role).names()
         self._lanes: dict[int, _Lane] = {}
         self._displaced: dict[int, int] = {}
+        self.quarantined = 0
         self._since_s: float | None = None
         remove_stale(home.staging(broker) / role.table)
 
@@ -182,7 +183,8 @@ class FileSink:
             return None
         try:
             if lane.rejected:
-                lane.quarantine.append(pl.concat(lane.rejected), lane.next)
+                lane.quarantine.append(rejected := pl.concat(lane.rejected), lane.next)
+                self.quarantined += len(rejected)
                 lane.rejected = []
             if not lane.frames and not FORMATS[self._format].may_be_empty:
                 lane.records = lane.size_bytes = 0

@@ -19,7 +19,7 @@ from typing import Final
 import polars as pl
 
 from sinks.accounts import Claim, Life
-from sinks.cut import LONGEST_PAUSE_S, Cut, in_order, snapshots
+from sinks.cut import Cut, in_order, snapshots, until_none
 from sinks.ends import is_below, joined, without
 from sinks.reader import scan, scan_slots, slots
 from streaming.codecs import codec
@@ -70,7 +70,7 @@ def take_queue_cut(
         if role.table:
             read = role.reads[0]
             needed = late if read == _LATE else inputs[read].count
-            cut.pending[role.table] = waiting.until_landed(role, inputs[read], tried[read], needed)
+            cut.pending[role.table] = waiting.until_landed(role, inputs[read], due[read], tried[read], needed)
     cut.due = {name: {PARTITION: events} for name, events in due.items()}
     cut.inputs = {name: {PARTITION: events} for name, events in inputs.items()}
     cut.waited_s = time.monotonic() - started
@@ -96,7 +96,7 @@ def _outputs(role: Role, memory: Remembered | None) -> tuple[Identities, Identit
 def _late_count(home: Home, transport: Queueing, memory: Remembered, waiting: _Waiting, means: Identities) -> int:
     """How many positions the transformer has passed on as late; 0 when its means have not landed, to count them."""
     role = next(role for role in ROLES.values() if role.reads == ("position_means",) and role.format == "parquet")
-    if waiting.until_landed(role, means, means, means.count):
+    if waiting.until_landed(role, means, means, means, means.count):
         return 0
     rows = scan(home, transport.name, str(role.table)).filter(is_below(means)).select(pl.col("count").sum()).collect()
     return max(0, _used(memory).count - int(rows.item()) - len(MeansStep().load(memory.state).open))
@@ -170,31 +170,32 @@ class _Waiting:
 
         return self._until(role, pending, unsent), memory
 
-    def until_landed(self, role: Role, due: Identities, tried: Identities, needed: int) -> int:
-        """How many of `due` are neither in the table, though `needed` of them must be, nor proven to be lost."""
-        arrived = _Arrived(self.home, self.transport.name, str(role.table))
+    def until_landed(self, role: Role, wanted: Identities, due: Identities, tried: Identities, needed: int) -> int:
+        """How many of `wanted` are neither in the table, though `needed` of them must be, nor proven to be lost.
+
+        What landed and was not `tried` yet when `due` was noted came behind all of `due`. Of what a transformer has
+        used beyond that it proves nothing.
+        """
+        arrived, later = _Arrived(self.home, self.transport.name, str(role.table)), without(wanted, due)
 
         def pending() -> int:
             seen = arrived.look()
-            missing = needed - (due.count - without(due, seen).count)
-            has_passed = needed == due.count and bool(without(seen, tried).lives)
-            return 0 if missing <= 0 or has_passed else missing
+            missing = needed - (wanted.count - without(wanted, seen).count)
+            if needed == wanted.count and without(seen, tried).lives:
+                missing = without(later, seen).count
+            return max(0, missing)
 
         return self._until(role, pending)
 
     def _until(self, role: Role, look: Callable[[], int], certain: Callable[[], int] = lambda: 0) -> int:
         """Look until nothing is pending or time is up; what is pending then. `certain`: also of an empty queue."""
-        pause_s, begun_s = 0.25, time.monotonic()
-        while pending := look():
-            if self._is_empty(role, begun_s):
-                return min(look(), certain())  # what has landed in the meantime is in the files; the rest is lost
-            left_s = self.deadline_s - time.monotonic()
-            if left_s <= 0:
-                break
-            self.progress(f"{role.name}: {pending:,} records to go, {left_s:.0f} s left")
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return pending
+        begun_s = time.monotonic()
+
+        def settled() -> int | None:
+            # What has landed in the meantime is in the files; the rest is lost.
+            return min(look(), certain()) if self._is_empty(role, begun_s) else None
+
+        return until_none(role.name, look, self.deadline_s, self.progress, settled)
 
     def _is_empty(self, role: Role, since_s: float) -> bool:
         """Whether the role's queue held nothing at some time since then."""

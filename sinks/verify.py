@@ -24,7 +24,7 @@ from sinks.findings import Report, TableReport
 from sinks.prune import reading
 from sinks.pruned import pruned_identities
 from sinks.queue_cut import take_queue_cut
-from sinks.reader import begins, quarantine_scan, slots
+from sinks.reader import Slot, begins, quarantine_scan, slots
 from streaming.codecs import codec
 from streaming.errors import UsageError
 from streaming.events import MARK
@@ -112,8 +112,20 @@ def _read_table(home: Home, broker: str, role: Role, cut: Cut, progress: Callabl
         report.pruned = sum(len(numbers) for numbers in pruned_identities(home, broker, name).values())
         upto = ", ".join(f"p={partition} begins at {offset}" for partition, offset in sorted(begun.items()))
         report.notes.append(f"{report.pruned:,} rows were pruned and are not missing: {upto}")
-    files = check_files(report, slots(home, broker, name), high_water(home, broker, name), begun)
-    return _TableRead(role, report, files)
+    reached = high_water(home, broker, name)  # first: a sink that lives goes further while the files are listed
+    return _TableRead(role, report, check_files(report, _listed(home, broker, name), reached, begun))
+
+
+def _listed(home: Home, broker: str, table: str) -> list[Slot]:
+    """The table's slots up to where a first look finds it, without a hole.
+
+    What comes into a folder while it is listed may be seen or not, so a later slot without the one before it. Slots are
+    committed in order: all up to the last one that the first look saw were there before the second began.
+    """
+    last: dict[int, int] = {}
+    for slot in slots(home, broker, table):
+        last[slot.partition] = max(last.get(slot.partition, 0), slot.base)
+    return [slot for slot in slots(home, broker, table) if slot.base <= last.get(slot.partition, -1)]
 
 
 def _claims(transport: Transport, accounts: list[Account]) -> dict[str, dict[Life, Claim]]:

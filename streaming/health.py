@@ -3,7 +3,7 @@
 Invariant: a role is never well because a process or a port exists. It is well when this life of it has turned its loop
 of late and, where data always flows, has made something durable of late.
 
-`python -m streaming.health ROLE [--commits-within SECONDS] [--rests]` imports little on purpose: it runs four times a
+`python -m streaming.health ROLE [--commits-within SECONDS] [--rests]` imports little on purpose: it runs twice a
 minute beside every role.
 """
 

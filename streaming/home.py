@@ -115,6 +115,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def verdicts(self) -> Path:
+        """The last word on each role's cost and memory, from profiles and soaks."""
+        return self.root / "verdicts"
+
+    @property
     def dagster(self) -> Path:
         """Dagster's instance (DAGSTER_HOME)."""
         return self.root / "dagster"

@@ -256,6 +256,8 @@ class Step(Protocol[S]):
 class Sink(Keeper, Protocol):
     """Where records come to rest. Owns the position: what is committed says where to resume."""
 
+    quarantined: int  # records that could not be decoded and that this object has put into quarantine
+
     def write(self, batch: Batch) -> None:
         """Buffer a batch (decoded, derived); nothing is visible yet."""
         ...

@@ -32,16 +32,25 @@ class Lab:
     recording: str | None = None  # the file that recording-replay replays; None: the one that ships
     brokers: tuple[str, ...] = (KAFKA,)  # which of BROKERS this lab runs the application on
     rabbitmq_nodes: int = 1
-    prefix: str = ""  # before every name on the brokers (topics, groups): a profile's or a guest's own
+    rabbitmq_host: str = "127.0.0.1"  # where its nodes are: one name for all, or by commas one for each
+    rabbitmq_ports: tuple[int, int, int] | None = None  # a guest's: AMQP, streams, management of somebody else's node
+    rabbitmq_url: str | None = None  # somebody else's cluster, without its password; None: this lab starts its own
+    in_containers: bool = False  # compose.yaml's: neither brokers nor roles nor Dagster are processes of this lab
+    prefix: str = ""  # a profile's or a guest's own: before every topic and group on Kafka, before RabbitMQ's vhost
 
     @property
     def owns_brokers(self) -> bool:
         """Whether Kafka's brokers are this lab's own processes."""
-        return self.bootstrap_servers is None and KAFKA in self.brokers
+        return self.bootstrap_servers is None and KAFKA in self.brokers and not self.in_containers
 
     @property
-    def has_rabbitmq(self) -> bool:
-        """Whether this lab runs RabbitMQ nodes; they are always its own."""
+    def owns_rabbitmq(self) -> bool:
+        """Whether RabbitMQ's nodes are this lab's own processes."""
+        return self.rabbitmq_url is None and self.uses_rabbitmq and not self.in_containers
+
+    @property
+    def uses_rabbitmq(self) -> bool:
+        """Whether it runs the application on one of RabbitMQ's patterns."""
         return any(broker != KAFKA for broker in self.brokers)
 
     def broker_port(self, number: int) -> int:
@@ -58,10 +67,19 @@ class Lab:
         return self.port_base + 30
 
     @property
+    def pages_port(self) -> int:
+        """The profiles' reports."""
+        return self.port_base + 31
+
+    @property
     def kafka(self) -> str:
         """The bootstrap servers that clients use."""
-        own = ",".join(f"127.0.0.1:{self.broker_port(number)}" for number in range(1, BROKER_COUNT + 1))
-        return self.bootstrap_servers or own
+        return self.bootstrap_servers or self.on_this_machine
+
+    @property
+    def on_this_machine(self) -> str:
+        """Kafka's bootstrap servers on its machine: of its processes, or as compose.yaml publishes its containers."""
+        return ",".join(f"127.0.0.1:{self.broker_port(number)}" for number in range(1, BROKER_COUNT + 1))
 
     def save(self, home: Home) -> None:
         """Remember the lab in its home."""
@@ -76,7 +94,9 @@ class Lab:
         path = home.root / "lab.json"
         try:
             kept = json.loads(path.read_text())
-            return cls(**kept | {"brokers": tuple(kept.get("brokers", (KAFKA,)))})
+            guest_of = kept.get("rabbitmq_ports")
+            tuples = {"brokers": tuple(kept.get("brokers", (KAFKA,))), "rabbitmq_ports": guest_of and tuple(guest_of)}
+            return cls(**kept | tuples)
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:
@@ -96,6 +116,10 @@ class Lab:
             raise UsageError(f"--brokers {','.join(lab.brokers)}: some of {','.join(BROKERS)}")
         if lab.rabbitmq_nodes not in {1, 3}:
             raise UsageError(f"--rabbitmq-nodes {lab.rabbitmq_nodes}: 1 or 3")
+        if given.get("rabbitmq_url") and not lab.uses_rabbitmq:
+            raise UsageError(
+                f"--rabbitmq-url: say which pattern to use there: --brokers {QUEUES} or {RABBITMQ_STREAMS}"
+            )
         if lab.rate_hz <= 0:
             raise UsageError(f"--rate {lab.rate_hz}: messages a second and vehicle, above 0")
         return lab

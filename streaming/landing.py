@@ -35,8 +35,16 @@ class Landing:
     was read in, and dropped when that is over.
     """
 
-    def __init__(self, sink: Sink, on_commit: Callable[[int, float], None], turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        on_commit: Callable[[int, float], None],
+        turns: Turns | None = None,
+        *,
+        on_quarantine: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._sink = sink
+        self._on_quarantine, self._quarantined = on_quarantine, sink.quarantined
         self._turns = turns
         self._idle_s, self._records = 0.0, 0  # of the sink's thread, for its turns
         self._on_commit = on_commit
@@ -180,6 +188,8 @@ class Landing:
         offsets = self._sink.commit()
         count = sum(self._written.pop(partition, 0) for partition in offsets)
         self._on_commit(count, time.monotonic() - began_s)
+        self._on_quarantine(self._sink.quarantined - self._quarantined)
+        self._quarantined = self._sink.quarantined
         displaced = self._sink.displaced()
         for partition in displaced:
             self._begin_edition(partition)

@@ -31,6 +31,7 @@ class RoleMetrics(Collector):
         yield self._counter(
             "rejected", "records that could not be decoded (sinks put them in quarantine)", now["rejected"]
         )
+        yield self._counter("retries", "commits that did not happen; what they held is read again", now["retried"])
         yield self._counter("waited_seconds", "spent waiting for somebody else", now["waited_s"])
         yield self._counter("worked_seconds", "spent otherwise", now["worked_s"])
         yield self._counter("commits", "made; records / commits is the batch", self._progress.commits_made)

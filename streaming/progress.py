@@ -24,7 +24,8 @@ _WRITE_EVERY_S: Final = 1.0
 class Progress:
     """Counters of one role's process. `path` None: count only. One thread counts `records`, one may count `committed`.
 
-    `records` were taken in (again, if read again), `committed` are durable, `rejected` could not be decoded;
+    `records` were taken in (again, if read again), `committed` are durable, `rejected` could not be decoded,
+    `retried` are commits that did not happen, so that what they held was read again;
     `rate_hz` is records a second between the last two writes. `waited_s` went by in waiting(), `worked_s` is the rest
     of the process's time. `turns`, if given, keeps how each turn of the loop was spent.
     """
@@ -35,6 +36,7 @@ class Progress:
     records: int = 0
     committed: int = 0
     rejected: int = 0
+    retried: int = 0
     waited_s: float = 0.0
     last_commit_at: float | None = None
     commits_made: int = 0
@@ -43,6 +45,7 @@ class Progress:
     turns: Turns | None = None
     loop_s: float | None = None  # how long the loop took, when it is over
     _began: float = field(default=0.0, repr=False)
+    _loop_began: float = field(default=0.0, repr=False)
     _written_at: float = field(default=0.0, repr=False)
     _written_records: int = field(default=0, repr=False)
     _rate_hz: float = field(default=0.0, repr=False)
@@ -57,6 +60,10 @@ class Progress:
     def rejects(self, records: int) -> None:
         """Records could not be decoded."""
         self.rejected += records
+
+    def retries(self) -> None:
+        """A commit did not happen; what it held is read and made again."""
+        self.retried += 1
 
     def commits(self, records: int, took_s: float = 0.0) -> None:
         """Records are durable and visible; making them so took that long."""
@@ -78,6 +85,7 @@ class Progress:
 
     def begins(self) -> None:
         """The loop begins."""
+        self._loop_began = self.clock()
         if self.turns is not None:
             self.turns.begin(self.waited_s, self.records)
 
@@ -85,7 +93,7 @@ class Progress:
         """The loop is over."""
         if self.turns is not None:
             self.turns.end(self.waited_s, self.records)  # what came after the last tick
-            self.loop_s = self.turns.wall_s
+        self.loop_s = self.clock() - self._loop_began  # not by the turns' clock: they are held against it
 
     def tick(self) -> None:
         """A turn of the loop is over. Writes the file if the last time was a second ago; cheap."""
@@ -116,6 +124,7 @@ class Progress:
             "records": self.records,
             "committed": self.committed,
             "rejected": self.rejected,
+            "retried": self.retried,
             "rate_hz": round(self._rate_hz, 1),
             "waited_s": round(self.waited_s, 3),
             "worked_s": round(self.clock() - self._began - self.waited_s, 3),

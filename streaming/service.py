@@ -70,7 +70,8 @@ def run_sink(
     loop; whatever was not committed by then is read again next time. RestartRequired when the disk fails.
     """
     ending = _Ending(stop, limits, time.monotonic())
-    landing = Landing(sink, progress.commits, progress.turns.beside("sink") if progress.turns else None)
+    turns = progress.turns.beside("sink") if progress.turns else None
+    landing = Landing(sink, progress.commits, turns, on_quarantine=progress.rejects)
     try:
         source = transport.source(role.reads[0], role.name, landing, instance=instance)
     except BaseException:
@@ -110,6 +111,7 @@ def _land(source: Source, landing: Landing, ending: _Ending, progress: Progress)
         source.acknowledge(landing.take_acknowledged())
         for partition, offset in landing.take_displaced().items():
             source.seek(partition, offset)
+            progress.retries()
         progress.tick()
     progress.ends()
 
@@ -167,7 +169,9 @@ class _Flow(Generic[S]):
         offsets = {partition: batches[-1].next_offset for partition, batches in self._pending.items()}
         dumped = {partition: self._step.dump(state) for partition, state in states.items()}
         encoded, began_s = self._encoded(outputs), time.monotonic()
-        if not transaction.commit(encoded, dumped, offsets):
+        with self._progress.waiting():  # for the brokers: all that is handed over is made before
+            is_committed = transaction.commit(encoded, dumped, offsets)
+        if not is_committed:
             return False
         self._pending = {}
         self._states.update(states)
@@ -218,7 +222,11 @@ def run_flow(  # noqa: PLR0913 - all but the first four are options
         progress.begins()
         while not ending.has_come(progress.committed):
             _gather(transaction, flow, progress, records_per_commit, commit_every_s)
-            aborts = 0 if flow.commit(transaction) else aborts + 1
+            if flow.commit(transaction):
+                aborts = 0
+            else:
+                aborts += 1
+                progress.retries()
             if aborts >= _ABORTS_IN_A_ROW:
                 raise RestartRequired(f"{role.name}: {aborts} transactions in a row were aborted")
             progress.tick()

@@ -25,7 +25,7 @@ class Turns:
         self._path = path
         self._clock = clock
         self._numbers = array("d")
-        self._ended_s = self._began_s = clock()
+        self._ended_s = clock()
         self._waited_s = 0.0
         self._records = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class Turns:
 
     def begin(self, waited_s: float, records: int) -> None:
         """The loop begins now; `waited_s` and `records` are what its counters have reached before."""
-        self._ended_s = self._began_s = self._clock()
+        self._ended_s = self._clock()
         self._waited_s, self._records = waited_s, records
 
     def end(self, waited_s: float, records: int) -> None:
@@ -46,11 +46,6 @@ class Turns:
         wait_s = waited_s - self._waited_s
         self._numbers.extend((wait_s, now_s - self._ended_s - wait_s, records - self._records))
         self._ended_s, self._waited_s, self._records = now_s, waited_s, records
-
-    @property
-    def wall_s(self) -> float:
-        """How long the loop has been at it."""
-        return self._clock() - self._began_s
 
     def write(self) -> None:
         """Append to the file what is not in it yet."""

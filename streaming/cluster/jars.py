@@ -4,7 +4,7 @@ Invariant: no jar reaches a class path unless its checksum is the one in `jars.l
 the network nor the Maven client (jgo, pure Python; no `mvn`, no Java) is touched.
 
 `python -m streaming.cluster.jars` fetches what is missing and prepares quick starts (warmup.py); `--lock` resolves anew
-and writes the lock.
+and writes the locks. RabbitMQ's PerfTest, which only the benchmark needs, has a lock of its own and is fetched by it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 KAFKA_VERSION: Final = "4.3.1"
 LOG4J_VERSION: Final = "2.25.3"
+PERF_TEST_VERSION: Final = "2.22.1"
 LOCK: Final = Path(__file__).with_name("jars.lock")
+PERF_TEST_LOCK: Final = Path(__file__).with_name("perf-test.lock")
 
 # `!` is jgo's raw resolution: otherwise log4j's own dependency management would replace Kafka's versions
 # (kafka-clients 3.9.1 beside a 4.3.1 broker).
@@ -38,6 +40,8 @@ _BROKER: Final = (
 )
 # Taken alone: all it needs beyond the broker's jars is Kafka Connect and its web server, which no tool used here loads.
 _TOOLS: Final = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}!"
+_PERF_TEST: Final = f"com.rabbitmq:perf-test:{PERF_TEST_VERSION}!"
+_HEAD: Final = "# group:artifact:version sha256 - written by `python -m streaming.cluster.jars --lock`\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,9 @@ class Jar:
         return f"{artifact}-{version}.jar"
 
 
-def locked() -> list[Jar]:
-    """The jars of the committed lock, in class path order."""
-    return [Jar(*line.split()) for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+def locked(lock: Path = LOCK) -> list[Jar]:
+    """The jars of a committed lock, in class path order."""
+    return [Jar(*line.split()) for line in lock.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def folder() -> Path:
@@ -64,17 +68,18 @@ def folder() -> Path:
     return Path(sys.prefix) / "share" / "streamgauge" / "jars"
 
 
-def class_path() -> str:
-    """The class path of the locked jars; install() has put them there."""
-    return os.pathsep.join(str(folder() / jar.filename) for jar in locked())
+def class_path(pinned: Sequence[Jar] | None = None) -> str:
+    """The class path of these jars, by default the broker's; install() has put them there."""
+    return os.pathsep.join(str(folder() / jar.filename) for jar in (locked() if pinned is None else pinned))
 
 
-def install(progress: Callable[[str], None] = lambda _: None) -> Path:
+def install(progress: Callable[[str], None] = lambda _: None, pinned: Sequence[Jar] | None = None) -> Path:
     """Fetch what is missing, check every jar; returns their folder. SetupError when a jar cannot be had or is another.
 
-    `progress` gets a line now and then while something is being fetched, and nothing otherwise.
+    `progress` gets a line now and then while something is being fetched, and nothing otherwise. `pinned`: by default
+    the broker's jars.
     """
-    jars, target = locked(), folder()
+    jars, target = locked() if pinned is None else pinned, folder()
     if missing := [jar for jar in jars if not (target / jar.filename).exists()]:
         target.mkdir(parents=True, exist_ok=True)
         _fetch(missing, target, progress)
@@ -96,21 +101,24 @@ def examine() -> Finding:
     return Finding("broker jars", not missing, detail, "with a network: make setup")
 
 
-def lock() -> list[Jar]:
-    """Resolve the coordinates anew and pin what the repository delivers now. Needs the network."""
+def lock() -> dict[Path, list[Jar]]:
+    """Resolve the coordinates anew and pin what the repository delivers now, for each lock. Needs the network."""
     import jgo  # noqa: PLC0415 - takes half a second, and is not needed once the jars are there
 
-    artifacts = [*jgo.resolve(_BROKER), jgo.resolve(_TOOLS)[0]]
-    return sorted((_pin(artifact) for artifact in artifacts), key=lambda jar: jar.coordinate)
+    found = {LOCK: [*jgo.resolve(_BROKER), jgo.resolve(_TOOLS)[0]], PERF_TEST_LOCK: jgo.resolve(_PERF_TEST)}
+    return {
+        path: sorted((pin(artifact) for artifact in artifacts), key=lambda jar: jar.coordinate)
+        for path, artifacts in found.items()
+    }
 
 
 def _fetch(missing: list[Jar], target: Path, progress: Callable[[str], None]) -> None:
-    context = _maven()
-    progress(f"fetching {len(missing)} broker jars (Kafka {KAFKA_VERSION}); later starts need no network")
+    context = maven()
+    progress(f"fetching {len(missing)} jars of Maven Central; later starts need no network")
     with ThreadPoolExecutor(4) as pool:
         for done, jar in enumerate(pool.map(lambda jar: _fetch_one(context, jar, target), missing), start=1):
             if done % 10 == 0 or done == len(missing):
-                progress(f"broker jars: {done} of {len(missing)} ({jar.filename})")
+                progress(f"jars: {done} of {len(missing)} ({jar.filename})")
 
 
 def _fetch_one(context: MavenContext, jar: Jar, target: Path) -> Jar:
@@ -137,7 +145,7 @@ def _resolve(context: MavenContext, jar: Jar) -> Path:
         ) from error
 
 
-def _maven() -> MavenContext:
+def maven() -> MavenContext:
     """The Maven client with its user's ordinary settings: the local repository, and mirrors before the central one."""
     from jgo.config import GlobalSettings  # noqa: PLC0415
     from jgo.maven import MavenContext  # noqa: PLC0415
@@ -148,7 +156,8 @@ def _maven() -> MavenContext:
     return context
 
 
-def _pin(artifact: Artifact) -> Jar:
+def pin(artifact: Artifact) -> Jar:
+    """The artifact under the checksum of what the repository delivers now."""
     return Jar(f"{artifact.groupId}:{artifact.artifactId}:{artifact.version}", _sha256(artifact.resolve()))
 
 
@@ -170,12 +179,9 @@ def main(arguments: list[str]) -> int:
     """`--lock` writes the lock; otherwise install."""
     try:
         if arguments == ["--lock"]:
-            pinned = lock()
-            LOCK.write_text(
-                "# group:artifact:version sha256 - written by `python -m streaming.cluster.jars --lock`\n"
-                + "".join(f"{jar.coordinate} {jar.sha256}\n" for jar in pinned)
-            )
-            print(f"{LOCK.name}: {len(pinned)} jars")
+            for path, pinned in lock().items():
+                path.write_text(_HEAD + "".join(f"{jar.coordinate} {jar.sha256}\n" for jar in pinned))
+                print(f"{path.name}: {len(pinned)} jars")
         else:
             install(lambda says: print(says, file=sys.stderr))
             _warm_up()

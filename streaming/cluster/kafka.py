@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -333,7 +332,7 @@ def _launch(broker: BrokerProcess) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             tether.tethered(broker.command),
             cwd=broker.folder,
-            env={**os.environ, **broker.environment, tether.PARENT: str(os.getpid())},
+            env=tether.environment(broker.environment),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

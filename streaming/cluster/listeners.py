@@ -20,6 +20,12 @@ TIMEOUT_S: Final = 3.0
 _TLS_ALERT: Final = r"\x15\x03"
 _NOBODY: Final = "nothing listens there"
 _CONTROLLERS: Final = "a controllers' listener"
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+# The newest metadata.version that a release's brokers can have (MetadataVersion of Kafka 4.3.1's server-common).
+_RELEASES: Final = {
+    7: "3.3", 8: "3.4", 11: "3.5", 14: "3.6", 19: "3.7", 20: "3.8", 21: "3.9",
+    25: "4.0", 27: "4.1", 29: "4.2", 30: "4.3",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Reach:
     brokers: Mapping[int, Address] = field(default_factory=dict)  # as they are advertised on this listener
     number: int | None = None  # which broker answers; None: it would not say
     settings: Mapping[str, str] = field(default_factory=dict)  # of that broker
+    version: str | None = None  # that broker's release, such as 4.3: its protocol tells no patch level
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,18 @@ class Survey:
     def is_answered(self) -> bool:
         """Whether any given address led to a cluster."""
         return any(reach.brokers for reach in self.given)
+
+    @property
+    def versions(self) -> str:
+        """Which release each broker is of: `4.3 (brokers 1, 2), unknown (broker 3)`; empty when no broker answers."""
+        told = {each.number: each.version for each in (*self.given, *self.advertised.values()) if each.number}
+        of: dict[str, list[int]] = {}
+        for number in self.advertised:
+            of.setdefault(told.get(number) or "unknown", []).append(number)
+        return ", ".join(
+            f"{version} (broker{'s' if len(those) > 1 else ''} {', '.join(map(str, those))})"
+            for version, those in of.items()
+        )
 
 
 def advertised(host: str, port: int, *, timeout_s: float = TIMEOUT_S) -> dict[int, Address]:
@@ -84,9 +103,10 @@ def reach(host: str, port: int, *, timeout_s: float = TIMEOUT_S) -> Reach:
             return _talk((host, port), connection)
     except socket.gaierror:
         problem = f"the name {host} is not known on this machine"
-        remedy = f"add the line `ADDRESS {host}` to /etc/hosts, with the broker's address"
+        remedy = _of_unknown(host)
     except ConnectionRefusedError:
-        problem, remedy = _NOBODY, f"start the broker, or correct the address {here}"
+        itself = " (inside a container that is the container itself)" if host in _LOOPBACK else ""
+        problem, remedy = _NOBODY, f"start the broker, or correct the address {here}{itself}"
     except TimeoutError:
         problem = f"no connection within {timeout_s:g} s"
         remedy = f"let the firewall or network between here and {here} pass it; is the broker on another network?"
@@ -133,7 +153,13 @@ def judge(bootstrap_servers: str, found: Survey, *, wants_all: bool = False) -> 
     )
     shown = {broker.address for broker in found.advertised.values()}  # judged below
     silent = [
-        Finding(f"address {_joined(each.address)}", ok=False, detail=each.problem, remedy=each.remedy, matters=matters)
+        Finding(
+            f"address {_joined(each.address)}",
+            ok=False,
+            detail=each.problem,
+            remedy=_instead(each, found),
+            matters=matters,
+        )
         for each in found.given
         for matters in [wants_all or not found.is_answered]
         if each.problem and each.address not in shown
@@ -199,7 +225,28 @@ def _talk(address: Address, connection: Connection) -> Reach:
         remedy = "use a listener whose protocol is PLAINTEXT: listener.security.protocol.map in its server.properties"
         return Reach(address, "wants authentication (SASL)", remedy)
     number, settings = _who(connection, metadata.brokers)
-    return Reach(address, "", "", metadata.cluster_id, metadata.brokers, number, settings)
+    return Reach(address, "", "", metadata.cluster_id, metadata.brokers, number, settings, _version(connection))
+
+
+def _version(connection: Connection) -> str | None:
+    """The release of the broker at this end; None where it can't be known, as before 3.3 and with ZooKeeper."""
+    try:
+        newest = connection.features().get("metadata.version")
+    except (OSError, ValueError):
+        return None
+    if newest is None or newest < min(_RELEASES):
+        return None
+    return next((release for level, release in _RELEASES.items() if newest <= level), "later than 4.3")
+
+
+def _of_unknown(host: str) -> str:
+    hosts = f"add the line `ADDRESS {host}` to /etc/hosts, with the broker's address"
+    if "." in host:
+        return hosts
+    return (
+        f"if {host} is a container, begin with the address that it publishes on its host (docker/compose.yaml's: "
+        f"127.0.0.1:29091): its name is known to other containers only; else {hosts}"
+    )
 
 
 def _who(connection: Connection, brokers: Mapping[int, Address]) -> tuple[int | None, Mapping[str, str]]:
@@ -228,9 +275,37 @@ def _judge(number: int, found: Survey) -> Finding:
     elif not problem and there.number not in {number, None}:
         problem = f"broker {there.number} answers there"
     if problem:
-        remedy = f"{_line(number, found)} (then restart it); or else {remedy or 'stop what listens there'}"
+        line = f"{_line(number, found)} (then restart it); or else {remedy or 'stop what listens there'}"
+        other = _other_door(number, found)
+        remedy = f"{other}; or, if it is this listener that is meant for here: {line}" if other else line
     says = f"advertises {_joined(there.address)}"
     return Finding(f"broker {number}", not problem, f"{says}: {problem}" if problem else says, remedy)
+
+
+def _instead(silent: Reach, found: Survey) -> str:
+    """What to give in place of an address that does not answer here: perhaps one of its broker's other listeners."""
+    shown = _joined(silent.address)
+    owner = next((each.broker for each in found.listeners if each.advertised == shown), None)
+    doors = [each.advertised for each in found.listeners if each.broker == owner and _is_door(each)]
+    return f"give {doors[0]} instead: {shown} is broker {owner}'s listener for others" if doors else silent.remedy
+
+
+def _is_door(listener: Listener) -> bool:
+    return listener.from_here == "reached" and not listener.is_for_controllers
+
+
+def _other_door(number: int, found: Survey) -> str:
+    """What to begin with instead: another listener for clients that is reached from here, best one of that broker.
+
+    Empty when there is none. Whoever begins there is told the other brokers' addresses on that same listener.
+    """
+    shown = {_joined(broker.address) for broker in found.advertised.values()}
+    doors = [each for each in found.listeners if _is_door(each) and each.advertised not in shown]
+    door = min(doors, key=lambda each: each.broker != number, default=None)
+    if door is None:
+        return ""
+    owner = f"broker {door.broker}'s listener {door.name}"
+    return f"begin with {door.advertised} instead: {owner} is the one that is reached from here"
 
 
 def _line(number: int, found: Survey) -> str:
@@ -240,7 +315,10 @@ def _line(number: int, found: Survey) -> str:
     )
     shown = _joined(found.advertised[number].address)
     name = next((each.name for each in found.listeners if (each.broker, each.advertised) == (number, shown)), "?")
-    return f"in broker {number}'s server.properties: advertised.listeners={name.replace('?', 'NAME')}://{where}"
+    line = f"advertised.listeners={name.replace('?', 'NAME')}://{where}"
+    return (
+        f"in broker {number}'s server.properties: {line} (a container's: KAFKA_ADVERTISED_LISTENERS in its environment)"
+    )
 
 
 def _entries(value: str) -> dict[str, str]:

@@ -47,7 +47,7 @@ REPLICATION_PORTS: Final = 50  # each copy of a stream listens for a moment on t
 _SERVER: Final = "rabbitmq-server"
 # Debian's /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the script behind it does not.
 _PROGRAMS: Final = Path("/usr/lib/rabbitmq/bin")
-_PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stream,rabbitmq_stream_management].\n"
+PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stream,rabbitmq_stream_management].\n"
 _LOOPBACK_DISTRIBUTION: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
@@ -114,11 +114,11 @@ class Credentials:
         """Those of the cluster under `root`; what is missing is made."""
         path = root / "credentials.json"
         if not path.exists():
-            _write_secret(path, "{}")
+            write_secret(path, "{}")
         known: dict[str, str] = json.loads(path.read_text())
         if missing := [user for user in (OPERATOR, MONITOR, *ROLES) if user not in known]:
             known |= {user: secrets.token_urlsafe(24) for user in missing}
-            _write_secret(path, json.dumps(known))
+            write_secret(path, json.dumps(known))
         return cls(MappingProxyType(known))
 
 
@@ -175,19 +175,27 @@ def prepare(cluster: Nodes, progress: Callable[[str], None] = lambda _: None) ->
     cluster.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     cookie = cluster.root / ".erlang.cookie"
     if not cookie.exists():
-        _write_secret(cookie, secrets.token_hex(20).upper(), mode=0o400)
+        write_secret(cookie, new_cookie(), mode=0o400)
     credentials = Credentials.of(cluster.root)
-    _write_secret(cluster.root / "definitions.json", json.dumps(_definitions(credentials)))
+    write_secret(cluster.root / "definitions.json", json.dumps(definitions(credentials)))
     for node in cluster.nodes:
         _prepare_node(node)
     return credentials
 
 
-def ask(node: Node, credentials: Credentials, path: str, *, method: str = "GET", body: object = None) -> Any:
+def ask(
+    node: Node,
+    credentials: Credentials,
+    path: str,
+    *,
+    method: str = "GET",
+    body: object = None,
+    timeout_s: float = 10.0,
+) -> Any:
     """The management API's answer to `path` (without /api), as Python values. BrokerUnavailable when there is none."""
     token = base64.b64encode(f"{OPERATOR}:{credentials.passwords[OPERATOR]}".encode()).decode()
     headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(ports.HOST, node.ports.management, timeout=10)
+    connection = http.client.HTTPConnection(ports.HOST, node.ports.management, timeout=timeout_s)
     try:
         connection.request(method, f"/api{path}", None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
@@ -364,7 +372,7 @@ def _launch(process: RabbitProcess) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             tether.tethered(process.command),
             cwd=process.folder,
-            env={**os.environ, **process.environment, tether.PARENT: str(os.getpid())},
+            env=tether.environment(process.environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -432,20 +440,29 @@ def _prepare_node(node: Node) -> None:
     folder = node.process.folder
     folder.mkdir(exist_ok=True)
     node.process.log.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f"{name} = {value}\n" for name, value in node.settings.items())
-    (folder / "rabbitmq.conf").write_text("".join(lines))
-    (folder / "enabled_plugins").write_text(_PLUGINS)
+    (folder / "rabbitmq.conf").write_text(as_file(node.settings))
+    (folder / "enabled_plugins").write_text(PLUGINS)
     first = node.ports.replication
     (folder / "advanced.config").write_text(
         f"[{{osiris, [{{port_range, {{{first}, {first + REPLICATION_PORTS}}}}}]}}].\n"
     )
 
 
+def as_file(settings: Mapping[str, str]) -> str:
+    """Settings as rabbitmq.conf has them."""
+    return "".join(f"{name} = {value}\n" for name, value in settings.items())
+
+
+def new_cookie() -> str:
+    """What the nodes of a cluster know each other by."""
+    return secrets.token_hex(20).upper()
+
+
 def _node_name(number: int) -> str:
     return f"streamgauge{number}@localhost"
 
 
-def _definitions(credentials: Credentials) -> dict[str, object]:
+def definitions(credentials: Credentials) -> dict[str, object]:
     """Users, permissions and the vhosts, as the nodes load them at each start."""
     tags = {OPERATOR: "administrator", MONITOR: "monitoring"}
     granted = [
@@ -454,7 +471,7 @@ def _definitions(credentials: Credentials) -> dict[str, object]:
         for user, rights in ((OPERATOR, (".*", ".*", ".*")), (MONITOR, ("^$", "^$", "^$")))
     ]
     for role in ROLES.values():
-        granted += [(role.name, VHOST, _on_queues(role)), (role.name, STREAM_VHOST, _on_streams(role))]
+        granted += [(role.name, VHOST, on_queues(role)), (role.name, STREAM_VHOST, on_streams(role))]
     return {
         "vhosts": [{"name": VHOST}, {"name": STREAM_VHOST}],
         "users": [
@@ -471,24 +488,24 @@ def _definitions(credentials: Credentials) -> dict[str, object]:
             for user, vhost, (configure, write, read) in granted
         ],
         "topic_permissions": [
-            {"user": role.name, "vhost": VHOST, "exchange": EXCHANGE, "write": _topics(role), "read": "^$"}
+            {"user": role.name, "vhost": VHOST, "exchange": EXCHANGE, "write": topics(role), "read": "^$"}
             for role in ROLES.values()
         ],
     }
 
 
-def _on_queues(role: Role) -> tuple[str, str, str]:
+def on_queues(role: Role) -> tuple[str, str, str]:
     """What a role may configure, write and read: the exchange, its own queues <stream>.<group>, reference streams."""
     reads = [f"{stream}\\.{role.name}" for stream in role.reads]
     return "^$", _anchored([EXCHANGE] if _written(role) else []), _anchored([*reads, *role.looks_up])
 
 
-def _on_streams(role: Role) -> tuple[str, str, str]:
+def on_streams(role: Role) -> tuple[str, str, str]:
     """The same where each stream is one of RabbitMQ's."""
     return "^$", _anchored(_written(role)), _anchored([*role.reads, *role.looks_up])
 
 
-def _topics(role: Role) -> str:
+def topics(role: Role) -> str:
     """Which routing keys (<stream>.<key>) a role may publish with."""
     return f"^({'|'.join(_written(role))})\\..*$" if _written(role) else "^$"
 
@@ -507,7 +524,8 @@ def _hashed(password: str) -> str:
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
-def _write_secret(path: Path, text: str, *, mode: int = 0o600) -> None:
+def write_secret(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Replace a file as a whole; only its owner can ever read it."""
     scratch = path.with_name(path.name + ".new")
     scratch.unlink(missing_ok=True)
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:

@@ -19,8 +19,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -28,15 +29,21 @@ _PR_SET_PDEATHSIG: Final = 1
 PARENT: Final = "STREAMGAUGE_TETHERED_TO"
 SHORT_LIFE_S: Final = 30.0
 LONGEST_PAUSE_S: Final = 30.0
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def tethered(command: Sequence[str], *, pace: Path | None = None) -> list[str]:
-    """The command that runs `command` tethered. Its environment should name the parent's process id in PARENT.
+    """The command that runs `command` tethered. Its environment should be environment().
 
     `pace` is a file of this program's own that remembers its last start; delete it and the next start is immediate.
     """
     options = ["--pace", str(pace)] if pace else []
     return [sys.executable, "-m", "streaming.cluster.tether", *options, "--", *command]
+
+
+def environment(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+    """For a tethered program that this process starts: this process's own, `more`, and its id in PARENT."""
+    return {**os.environ, **more, PARENT: str(os.getpid())}
 
 
 def starts_at(pace: Path) -> float:

@@ -1,4 +1,4 @@
-"""Kafka's protocol on a plain socket, as far as a look at a broker needs it: four questions, no client, milliseconds.
+"""Kafka's protocol on a plain socket, as far as a look at a broker needs it: five questions, no client, milliseconds.
 
 Invariant: only reading requests are sent. What does not answer in Kafka's way ends in an OSError or a ValueError,
 never in a wait beyond the time-out or a large allocation.
@@ -20,6 +20,7 @@ METADATA: Final = 3
 _API_VERSIONS: Final = 18
 _DESCRIBE_CONFIGS: Final = 32
 _BROKER: Final = 4  # a resource type
+_SUPPORTED_FEATURES: Final = 0  # a tag
 _LARGEST_ANSWER_BYTES: Final = 4 * 1024**2
 
 
@@ -47,6 +48,26 @@ class Answer:
         self._at += struct.calcsize(kind)
         return int(found)
 
+    def compact(self) -> int:
+        """The next unsigned integer of the newer, flexible answers: seven bits a byte."""
+        found = shift = 0
+        while (byte := self.number("B")) & 0x80:
+            if shift > 21:
+                raise ValueError("a number without an end")
+            found, shift = found | (byte & 0x7F) << shift, shift + 7
+        return found | byte << shift
+
+    def raw(self, length: int) -> bytes:
+        """The next `length` bytes."""
+        start, self._at = self._at, self._at + length
+        if not start <= self._at <= len(self._payload):
+            raise ValueError("the answer ends early")
+        return self._payload[start : self._at]
+
+    def tagged(self) -> dict[int, bytes]:
+        """The optional fields that end a structure of a flexible answer: tag → its bytes."""
+        return {self.compact(): self.raw(self.compact()) for _ in range(self.compact())}
+
     def text(self) -> str | None:
         """The next string, or null."""
         length = self.number("h")
@@ -73,6 +94,18 @@ class Connection:
         if error := answer.number("h"):
             raise ValueError(f"error {error} to the question for its versions")
         return set(answer.many(lambda: (answer.number("h"), answer.number("h"), answer.number("h"))[0]))
+
+    def features(self) -> dict[str, int]:
+        """Feature → the newest level of it that this broker can have; empty for a broker that does not tell."""
+        client = b"".join(bytes([len(word) + 1]) + word for word in (b"streamgauge", b"1"))
+        answer = self._ask(_API_VERSIONS, 3, b"\0" + client + b"\0")
+        if answer.number("h"):  # an older broker does not know the question
+            return {}
+        for _ in range(answer.compact() - 1):
+            answer.number("h"), answer.number("h"), answer.number("h"), answer.tagged()
+        answer.number("i")  # throttled for
+        told = Answer(answer.tagged().get(_SUPPORTED_FEATURES, b"\1"))
+        return dict(_feature(told) for _ in range(told.compact() - 1))
 
     def metadata(self) -> Metadata:
         """The cluster's id and brokers."""
@@ -110,6 +143,14 @@ def connect(host: str, port: int, *, timeout_s: float) -> Iterator[Connection]:
     """A connection, closed at the end. OSError when nobody accepts it; the time-out holds for each answer too."""
     with socket.create_connection((host, port), timeout=timeout_s) as connected:
         yield Connection(connected)
+
+
+def _feature(answer: Answer) -> tuple[str, int]:
+    name = answer.raw(answer.compact() - 1).decode()
+    answer.number("h")  # the oldest level
+    newest = answer.number("h")
+    answer.tagged()
+    return name, newest
 
 
 def _broker(answer: Answer) -> tuple[int, Address]:

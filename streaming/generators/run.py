@@ -6,6 +6,7 @@ in the ledger only after the publisher had nothing outstanding.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from streaming.service import Limits
 from streaming.topology import Stream, StreamKind, stream
 from streaming.transformers.windows import LATENESS_US, WINDOW_US
 
+_log = logging.getLogger(__name__)
 SETTLE_US: Final = WINDOW_US + LATENESS_US  # a mark this far behind the last event closes its window
 CONFIRM_S: Final = 1.0  # from then on, whenever nothing is outstanding
 FLUSH_AFTER_S: Final = 2.0  # then wait until nothing is
@@ -105,12 +107,13 @@ def produce(
     if timer:
         timer.daemon = True
         timer.start()
-    sender = _Sender(stream(generator.stream), publisher, codec, ledger, clock, generator.pacing, progress)
+    sender = _Sender(stream(generator.stream), publisher, codec, ledger, clock, generator.pacing, progress, stop)
     try:
         after_us = ledger.previous_mark_us or 0
         if not generator.is_live or wait_for_own_mark(clock, after_us, ledger.producer, stop):
             progress.begins()
             _send_all(sender, generator.chunks(after_us, stop), limits.messages)
+            sender.waited()
             progress.ends()
         sender.finish()
     except BaseException:
@@ -144,8 +147,10 @@ class _Sender:
     clock: Clock
     pacing: Pacing
     progress: Progress
+    stop: threading.Event
     sent: Sent = field(init=False)
     _confirmed_at_s: float = field(init=False)
+    _paced_s: float = 0.0  # of the pacing's waiting, what progress knows
 
     def __post_init__(self) -> None:
         self.sent = Sent(self.ledger.producer, self.ledger.epoch)
@@ -163,17 +168,24 @@ class _Sender:
         sent.event_time_us = max(sent.event_time_us or 0, rows["event_time"].to_physical()[-1])
         self.publisher.publish(Outgoing(self.stream.name, values, keys))
         self.progress.took(rows.height)
-        self.progress.waited_s, sent.worst_delay_s = self.pacing.waited_s, self.pacing.worst_delay_s
+        sent.worst_delay_s = self.pacing.worst_delay_s
+        self.waited()
         self.progress.tick()
 
     def rest(self, mark_us: int | None) -> None:
         """Nothing will come for some time: close windows by a mark, and confirm what was sent."""
         if mark_us is not None:
             self.mark(mark_us)
-        if self.publisher.flush(FLUSH_AFTER_S):
+        if self._is_flushed(FLUSH_AFTER_S):
             self._confirm()
+        self.waited()
         self.progress.tick()
         self.progress.write()
+
+    def waited(self) -> None:
+        """What was waited for the schedule until now is waiting of this turn."""
+        self.progress.waited_s += self.pacing.waited_s - self._paced_s
+        self._paced_s = self.pacing.waited_s
 
     def mark(self, mark_us: int) -> None:
         """Promise on every partition that nothing older than `mark_us` follows."""
@@ -189,10 +201,10 @@ class _Sender:
 
     def finish(self) -> None:
         """Everything confirmed, windows closed by a mark, ledger closed."""
-        self._flush(LAST_FLUSH_S)
+        self._flush()
         if self.sent.event_time_us is not None:
             self.mark(self.sent.event_time_us + SETTLE_US)
-            self._flush(LAST_FLUSH_S)
+            self._flush()
         self.ledger.close(self.sent.attempted)
         self.progress.write()
 
@@ -218,16 +230,23 @@ class _Sender:
         waited_s = self.clock.monotonic_s() - self._confirmed_at_s
         waiting = self.sent.attempted - self.sent.confirmed
         if waited_s >= FLUSH_AFTER_S or waiting >= FLUSH_AFTER_RECORDS:
-            is_settled = self.publisher.flush(FLUSH_AFTER_S)
+            is_settled = self._is_flushed(FLUSH_AFTER_S)
         else:
-            is_settled = waited_s >= CONFIRM_S and self.publisher.flush(0)
+            is_settled = waited_s >= CONFIRM_S and self._is_flushed(0)
         if is_settled:
             self._confirm()
 
-    def _flush(self, timeout_s: float) -> None:
-        if not self.publisher.flush(timeout_s):
-            left = self.publisher.outstanding
-            raise OutcomeUnknown(f"{self.stream.name}: {left:,} records were not confirmed within {timeout_s:.0f} s")
+    def _is_flushed(self, timeout_s: float) -> bool:
+        with self.progress.waiting():
+            return self.publisher.flush(timeout_s)
+
+    def _flush(self) -> None:
+        """Wait out an outage, for as long as the publisher does; but once told to stop, LAST_FLUSH_S at most."""
+        while not self._is_flushed(LAST_FLUSH_S):
+            left = f"{self.publisher.outstanding:,} records were not confirmed within {LAST_FLUSH_S:.0f} s"
+            if self.stop.is_set():
+                raise OutcomeUnknown(f"{self.stream.name}: {left}")
+            _log.warning("%s: %s; waiting on", self.stream.name, left)
         self._confirm()
 
     def _confirm(self) -> None:

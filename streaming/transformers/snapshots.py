@@ -1,7 +1,8 @@
 """A step's state as bytes and back: Arrow IPC streams (zstd), one after the other, the first carrying the header.
 
 Invariant: equal states give equal bytes. So no column has nulls (what lies under a null is not defined), every frame is
-one chunk, and strings are written with offsets, never as views into buffers that remember their history.
+one chunk, strings are written with offsets, never as views into buffers that remember their history, and truth values
+are packed anew, because the bits behind the last one are not defined either.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def dump_state(kind: str, version: int, numbers: Mapping[str, int], frames: Sequ
     out = pa.BufferOutputStream()
     for frame in frames:
         table = frame.rechunk().to_arrow(compat_level=_PLAIN).combine_chunks()
+        for at, field in enumerate(table.schema):
+            if pa.types.is_boolean(field.type):
+                table = table.set_column(at, field, pa.array(frame[field.name].to_numpy(), pa.bool_()))
         table = table.replace_schema_metadata({_HEADER: header})
         with pa.ipc.new_stream(out, table.schema, options=_OPTIONS) as writer:
             writer.write_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -49,6 +50,7 @@ _CHANGING: Final = frozenset(
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._WAIT_COORD,
+        KafkaError._NOENT,  # list_offsets, delete_records: the client knows of no leader (`patiently`: refresh)
         KafkaError._DESTROY_BROKER,  # asked just as the client let go of a broker that left the cluster's metadata
     }
 )
@@ -82,8 +84,14 @@ def is_passing(error: KafkaError) -> bool:
     return error.retriable() or error.code() in _ABSENT | _CHANGING
 
 
-def patiently(address: str, patience_s: float, ask: Callable[[], T]) -> T:
-    """The answer to a question that changes nothing, asked again while trouble looks passing, for `patience_s`."""
+def patiently(
+    address: str, patience_s: float, ask: Callable[[], T], refresh: Callable[[], object] = lambda: None
+) -> T:
+    """The answer to what may be asked twice, asked again while trouble looks passing, for `patience_s`.
+
+    `refresh` comes before each further time. What asks leaders needs one that lists the topics: a client that has once
+    heard that a partition has no leader believes it for good in librdkafka's `list_offsets` and `delete_records`.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -95,6 +103,8 @@ def patiently(address: str, patience_s: float, ask: Callable[[], T]) -> T:
             if time.monotonic() > deadline or not is_passing(error_of(exception)):
                 raise asking(address, exception) from exception
         time.sleep(_RETRY_S)
+        with contextlib.suppress(BrokerUnavailable, KafkaException):
+            refresh()
 
 
 def unavailable(address: str, error: KafkaError) -> BrokerUnavailable:

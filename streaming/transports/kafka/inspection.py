@@ -31,6 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # the package
 
 from streaming.errors import BrokerUnavailable, UsageError
 from streaming.transports.kafka import failures
+from streaming.transports.kafka.settings import ADMIN
 
 T = TypeVar("T")
 Place = tuple[str, int]  # topic and partition
@@ -178,10 +179,7 @@ class Cluster:
     def __init__(self, bootstrap_servers: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.timeout_s = timeout_s
-        # Its complaints about absent brokers would come before our own sentence about them.
-        self.admin = AdminClient(
-            {"bootstrap.servers": bootstrap_servers, "client.id": "streamgauge-look", "log_level": 2}
-        )
+        self.admin = AdminClient({**ADMIN, "bootstrap.servers": bootstrap_servers, "client.id": "streamgauge-look"})
 
     def brokers(self) -> list[Broker]:
         """The brokers that are alive, by number."""
@@ -239,7 +237,9 @@ class Cluster:
                 found[mark.topic, mark.partition] = self._offset(future)
             if time.monotonic() > deadline:
                 break
-            time.sleep(_POLL_S if None in found.values() else 0)
+            if None in found.values():
+                time.sleep(_POLL_S)
+                self._metadata()  # or the client would ask for no leader again (failures.patiently)
         return found
 
     def _offset(self, future: Any) -> int | None:

@@ -24,6 +24,7 @@ from streaming.errors import BrokerUnavailable, UsageError
 from streaming.interfaces import Extent, Identity
 from streaming.topology import Stream
 from streaming.transports.kafka import failures
+from streaming.transports.kafka.settings import ADMIN
 
 T = TypeVar("T")
 _POLL_S: Final = 0.1
@@ -38,8 +39,7 @@ class Topics:
         self._address = address
         self._prefix = prefix
         self._timeout_s = timeout_s
-        # Its complaints about absent brokers would come before our own sentence about them.
-        self._admin = AdminClient({"bootstrap.servers": address, "client.id": "streamgauge-admin", "log_level": 2})
+        self._admin = AdminClient({**ADMIN, "bootstrap.servers": address, "client.id": "streamgauge-admin"})
 
     def topic(self, stream: str) -> str:
         """The topic's name on the cluster."""
@@ -82,6 +82,7 @@ class Topics:
         name = self.topic(stream)
 
         def ask() -> Identity:
+            self.require_broker()  # the client learns who is the controller now: it would wait for the one it knew
             asked = self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout_s)
             topic_id = str(asked[name].result().topic_id)
             return Identity(self._admin.cluster_id(timeout=self._timeout_s), topic_id)
@@ -161,7 +162,7 @@ class Topics:
             )
             return {asked.partition: future.result().offset for asked, future in futures.items()}
 
-        return failures.patiently(self._address, self._timeout_s, ask)
+        return failures.patiently(self._address, self._timeout_s, ask, self.require_broker)
 
 
 def _has_leaders(topic: TopicMetadata) -> bool:

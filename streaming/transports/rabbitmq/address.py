@@ -1,8 +1,9 @@
-"""Where a RabbitMQ node is and as whom to talk to it; names of exchanges and queues follow from the streams'."""
+"""Where RabbitMQ's nodes are and as whom to talk to them; names of exchanges and queues follow from the streams'."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 READS_ALL: Final = "#"
@@ -10,7 +11,10 @@ READS_ALL: Final = "#"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A node, a virtual host and a user. `prefix` goes before every name, so that tests can share a node."""
+    """A node, a virtual host and a user. `prefix` goes before every name, so that tests can share a node.
+
+    `others` are the cluster's other nodes, to be tried when this one does not answer.
+    """
 
     port: int
     user: str
@@ -20,6 +24,14 @@ class Address:
     management_port: int | None = None
     vhost: str = "streamgauge"
     prefix: str = ""
+    others: tuple[Address, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Address, ...]:
+        """Every node once, from one taken at random on, so that clients spread and a dead node costs each but a try."""
+        all_of_them = (replace(self, others=()), *self.others)
+        first = random.randrange(len(all_of_them))  # noqa: S311 - no secret
+        return all_of_them[first:] + all_of_them[:first]
 
     @property
     def exchange(self) -> str:
@@ -40,4 +52,5 @@ class Address:
         return f"{self.prefix}{stream}"
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}:{self.port}/{self.vhost}"
+        where = ",".join(f"{each.host}:{each.port}" for each in (self, *self.others))
+        return f"{self.user}@{where}/{self.vhost}"

@@ -39,6 +39,46 @@ class Binding:
     queue: str
 
 
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """One node of the cluster, and what it has of the virtual host's `queues` queues and streams.
+
+    Whoever leads one tells of it every five seconds: for that long after a change nobody may lead it here.
+    """
+
+    name: str
+    is_running: bool
+    queues: int
+    leads: int
+    copies: int
+    copies_online: int
+
+
+def nodes(address: Address) -> list[NodeState]:
+    """Every node of the cluster, by name, as those see it that answer."""
+    listed = ask(address, f"/queues/{quoted(address.vhost)}")
+    held = [_placed(each) for each in listed if each["name"].startswith(address.prefix)]
+    return [
+        NodeState(
+            name=name,
+            is_running=is_running,
+            queues=len(held),
+            leads=sum(is_running and leader == name for leader, _, _ in held),
+            copies=sum(name in members for _, members, _ in held),
+            copies_online=sum(name in online for _, _, online in held),
+        )
+        for name, is_running in sorted((each["name"], each["running"]) for each in ask(address, "/nodes"))
+    ]
+
+
+def _placed(said: dict[str, Any]) -> tuple[str | None, list[str], list[str]]:
+    """A queue's leader, members and members that are there; a classic queue is on one node."""
+    if said.get("type", "classic") == "classic":
+        own = [said["node"]]
+        return said["node"], own, own if said.get("state") == "running" else []
+    return said.get("leader"), said.get("members", []), said.get("online", [])
+
+
 def queues(address: Address) -> list[QueueState]:
     """Every queue and stream of the address's virtual host whose name begins with its prefix, by name."""
     found = [_queue(address, each) for each in ask(address, f"/queues/{quoted(address.vhost)}")]

@@ -18,9 +18,9 @@ _MISSING: Final = 404
 
 @contextlib.contextmanager
 def channel_of(address: Address) -> Iterator[Any]:
-    """A channel for a few questions; pika's errors become the project's."""
+    """A channel for a few questions, at the first node that answers; pika's errors become the project's."""
     try:
-        connection = pika.BlockingConnection(parameters(address, "topology"))
+        connection = pika.BlockingConnection([parameters(each, "topology") for each in address.nodes])
     except (exceptions.AMQPConnectionError, OSError) as error:
         raise _translated(error, address) from error
     try:

@@ -1,4 +1,4 @@
-"""One connection to RabbitMQ on a thread of its own, which is opened again whenever it is lost.
+"""One connection to RabbitMQ on a thread of its own, which is opened again, at the next node, whenever it is lost.
 
 Invariant: heartbeats go on whatever the application's threads do, and pika's objects are touched on this thread only.
 """
@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any, Final
 
 import pika
@@ -21,16 +22,21 @@ from streaming.transports.rabbitmq.wire import BulkConnection
 
 HEARTBEAT_S: Final = 15
 CONNECT_TIMEOUT_S: Final = 10.0
+# On a busy machine the answer to consuming a long quorum queue has taken longer than the above, again and again: who
+# leaves gives back all that was on its way, and the next try takes as long.
+GRANT_TIMEOUT_S: Final = 60.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _FORBIDDEN: Final = 403
 _REFUSALS: Final = {403, 404, 406, 530}  # on a first connection: rights, missing or different queues, no such host
 _RECEIVE_BYTES: Final = 64 * 1024
+# What ends one connection, not the link: pika raises the first between two states, the second when the socket is cut.
+_LOST: Final = (exceptions.AMQPError, ConnectionError)
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports every lost connection; the link does that
 
 
 def parameters(address: Address, client: str) -> pika.ConnectionParameters:
-    """An address in pika's form; `client` is shown by the broker's tools."""
+    """One node's address in pika's form; `client` is shown by the broker's tools."""
     return pika.ConnectionParameters(
         host=address.host,
         port=address.port,
@@ -57,7 +63,7 @@ class Link:
         self.is_blocked = False  # the broker has told producers to wait (memory or disk alarm)
         self.connections = 0  # how often a channel was opened
         self.failure: StreamgaugeError | None = None  # why there will be no connection again
-        self._address, self._client = address, client
+        self._address, self._client, self._nodes = address, client, cycle(address.nodes)
         self._on_open, self._on_lost, self._on_data = on_open, on_lost, on_data
         self._connection: BulkConnection | None = None
         self._served = threading.Event()  # since the first time; set for good
@@ -66,9 +72,15 @@ class Link:
         self._thread = threading.Thread(target=self._run, name=f"{client}-amqp", daemon=True)
         self._thread.start()
 
-    def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Return when it serves for the first time. BrokerUnavailable on time-out, SetupError when refused."""
-        self._served.wait(timeout_s)
+    def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S, granted_s: float = GRANT_TIMEOUT_S) -> None:
+        """Return when it serves for the first time. BrokerUnavailable on time-out, SetupError when refused.
+
+        `timeout_s` is for each node. A broker that has opened a channel is there: it gets `granted_s` more to grant
+        what was asked for.
+        """
+        at_all_nodes_s = timeout_s * len(self._address.nodes)
+        if not self._served.wait(at_all_nodes_s) and self.connections:
+            self._served.wait(granted_s)
         if self.failure:
             raise self.failure
         if not self._served.is_set():
@@ -109,7 +121,7 @@ class Link:
 
     def _connect_and_serve(self) -> None:
         connection = BulkConnection(
-            parameters(self._address, self._client),
+            parameters(next(self._nodes), self._client),
             on_open_callback=self._connected,
             on_open_error_callback=self._ended,
             on_close_callback=self._ended,
@@ -130,7 +142,7 @@ class Link:
         try:
             connection.ioloop.start()
         except Exception as error:  # noqa: BLE001 - raised to whoever uses the link
-            if not isinstance(error, exceptions.AMQPError):  # those come between two states: as good as lost
+            if not isinstance(error, _LOST):
                 self.failure = RestartRequired(f"{self._client}: the connection's thread has failed: {error!r}")
             connection.abandon()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 from typing import Any, Final
@@ -15,7 +16,18 @@ _TIMEOUT_S: Final = 10.0
 
 
 def ask(address: Address, path: str) -> Any:
-    """The answer to GET /api`path`, as Python values. SetupError when refused, BrokerUnavailable when there is none."""
+    """The answer to GET /api`path`, as Python values, from the first node that gives one.
+
+    SetupError when refused, BrokerUnavailable when there is none.
+    """
+    *others, last = address.nodes
+    for node in others:
+        with contextlib.suppress(BrokerUnavailable):
+            return _ask(node, path)
+    return _ask(last, path)
+
+
+def _ask(address: Address, path: str) -> Any:
     if address.management_port is None:
         raise SetupError(f"{address}: the port of the management plugin is missing", "say where the plugin listens")
     token = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()

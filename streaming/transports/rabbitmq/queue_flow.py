@@ -57,13 +57,13 @@ class QueueInput:
         kept = np.ones(len(batch), dtype=bool)
         kept[events["place"].to_numpy()] = False
         kept[new["place"].to_numpy()] = True
-        if kept.any():
+        if not kept.all():
+            chosen = np.flatnonzero(kept)
+            values = [batch.values[place] for place in chosen.tolist()]
+            batch = Batch(batch.stream, batch.partition, values, batch.offsets[chosen])
+        if len(batch):  # its own end, not that of the repeats behind it: a commit is asked for up to there
             self.taken.append((batch.next_offset, new.select(ORIGIN)))
-        if kept.all():
-            return batch
-        chosen = np.flatnonzero(kept)
-        values = [batch.values[place] for place in chosen.tolist()]
-        return Batch(batch.stream, batch.partition, values, batch.offsets[chosen])
+        return batch
 
     def use(self, offset: int) -> Any:
         """Everything taken before `offset` is used up."""

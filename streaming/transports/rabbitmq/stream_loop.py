@@ -23,6 +23,8 @@ T = TypeVar("T")
 FRAME_MAX_BYTES: Final = 1024**2
 HEARTBEAT_S: Final = 15
 CONNECT_TIMEOUT_S: Final = 10.0
+_FAREWELL_S: Final = 2.0
+_REFUSED: Final = (exceptions.AccessRefused, exceptions.AuthenticationFailure, exceptions.VirtualHostAccessFailure)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _TRANSIENT: Final = (OSError, exceptions.ServerError, exceptions.ClientError, TimeoutError, AssertionError)
 
@@ -56,12 +58,22 @@ class EventLoop:
 
 
 async def connect(address: Address, name: str, stream: str | None = None) -> tuple[Client, asyncio.Event]:
-    """A connection to the leader of `stream` (or to the node of `address`), and the event of its end.
+    """A connection to the leader of `stream` (or to a node of `address`), and the event of its end.
 
-    UsageError when there is no such stream, SetupError when refused, BrokerUnavailable when nobody answers.
+    Nodes are tried one after the other; any of them knows where the leader is. UsageError when there is no such stream,
+    SetupError when refused, BrokerUnavailable when nobody answers, or the leader does not.
     """
+    *others, last = address.nodes
+    for node in others:
+        with contextlib.suppress(BrokerUnavailable):
+            return await _connect_by(node, name, stream)
+    return await _connect_by(last, name, stream)
+
+
+async def _connect_by(node: Address, name: str, stream: str | None) -> tuple[Client, asyncio.Event]:
+    where = f"{node}, port {node.stream_port}"
     try:
-        client, ended = await _connect(address, name, address.host, int(address.stream_port or 0))
+        client, ended = await _connect(node, name, node.host, int(node.stream_port or 0))
         if stream is None:
             return client, ended
         try:
@@ -69,22 +81,29 @@ async def connect(address: Address, name: str, stream: str | None = None) -> tup
         except BaseException:
             await close(client)
             raise
-        if leader.port != client.port:
+        if not _is_at(client, leader):
             await close(client)
-            client, ended = await _connect(address, name, leader.host, leader.port)
+            where = f"{leader.host}:{leader.port}, where {node} says that the leader of {stream} is"
+            client, ended = await _connect(node, name, leader.host, leader.port)
     except exceptions.StreamDoesNotExist as error:
-        raise UsageError(f"RabbitMQ at {address}: there is no stream {stream}; make the streams first") from error
+        raise UsageError(f"RabbitMQ at {node}: there is no stream {stream}; make the streams first") from error
     except _TRANSIENT as error:
-        raise translated(error, address) from error
+        raise _translated(error, where) from error
     client.add_handler(schema.MetadataUpdate, lambda _: ended.set(), name="ended")
     return client, ended
+
+
+def _is_at(client: Client, node: schema.Broker) -> bool:
+    """Whether it is connected to this node, however it got there: a node says under which address it is known."""
+    known = client.server_properties or {}
+    return (known.get("advertised_host"), str(known.get("advertised_port"))) == (node.host, str(node.port))
 
 
 async def close(client: Client) -> None:
     """Close it, whatever state it is in."""
     connection = client._conn
     with contextlib.suppress(Exception):
-        await client.close()
+        await asyncio.wait_for(client.close(), _FAREWELL_S)
     with contextlib.suppress(Exception):  # rstream 1.1 leaves the socket of a lost connection open
         if connection is not None:
             await connection.close()
@@ -92,9 +111,13 @@ async def close(client: Client) -> None:
 
 def translated(error: BaseException, address: Address) -> StreamgaugeError:
     """Rstream's errors as the project's."""
-    if isinstance(error, exceptions.AccessRefused | exceptions.AuthenticationFailure):
-        return SetupError(f"RabbitMQ at {address} refuses: {error!r}", "check user, password and permissions")
-    return BrokerUnavailable(f"no RabbitMQ answers at {address}, port {address.stream_port}: {error!r}")
+    return _translated(error, f"{address}, port {address.stream_port}")
+
+
+def _translated(error: BaseException, where: str) -> StreamgaugeError:
+    if isinstance(error, _REFUSED):
+        return SetupError(f"RabbitMQ at {where} refuses: {error!r}", "check user, password and permissions")
+    return BrokerUnavailable(f"no RabbitMQ answers at {where}: {error!r}")
 
 
 class StreamLink:
@@ -119,8 +142,8 @@ class StreamLink:
         self._serving = loop.start(self._serve())
 
     def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Return when connected for the first time."""
-        self._opened.wait(timeout_s)
+        """Return when connected for the first time; `timeout_s` is for each node."""
+        self._opened.wait(timeout_s * len(self._address.nodes))
         if self.failure:
             raise self.failure
         if not self._opened.is_set():
@@ -198,8 +221,9 @@ async def _connect(address: Address, name: str, host: str, port: int) -> tuple[C
         connection_closed_handler=lambda _: ended.set(),
     )
     try:
-        await client.start()
-        await client.authenticate(address.vhost, address.user, address.password)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):  # rstream waits for ever, and a node may hang
+            await client.start()
+            await client.authenticate(address.vhost, address.user, address.password)
     except BaseException:
         await close(client)
         raise

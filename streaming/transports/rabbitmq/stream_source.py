@@ -28,7 +28,6 @@ from streaming.transports.rabbitmq.stream_loop import EventLoop, StreamLink
 
 CREDIT: Final = 10  # chunks, of up to some thousand records
 PARTITION: Final = 0
-_STORE_EVERY_S: Final = 5.0  # each stored offset is an entry of the stream itself
 
 
 class StreamSource:
@@ -50,7 +49,6 @@ class StreamSource:
         self._changed = threading.Condition()
         self._chunks: list[tuple[int, list[bytes]]] = []  # first offset, payloads
         self._client: Client | None = None
-        self._stored_at = time.monotonic()
         self._is_paused = False
         self._is_closed = False
         wanted = keeper.resume(PARTITION)
@@ -78,13 +76,11 @@ class StreamSource:
                 return [batch]
 
     def acknowledge(self, offsets: Offsets) -> None:
-        """Store the group's offset now and then, for lag tools."""
-        client, now = self._client, time.monotonic()
-        if PARTITION not in offsets or client is None or now - self._stored_at < _STORE_EVERY_S:
-            return
-        self._stored_at = now
-        last = offsets[PARTITION] - 1
-        self._link.call(lambda: client.store_offset(self._log, self._group, last))
+        """Nothing is told to the broker: where to go on is in the files and the outbox, the only place that counts.
+
+        An offset stored on the broker would be read by nobody here, is an entry of the stream itself, and needs the
+        right to write: a sink could then publish into what it reads.
+        """
 
     def seek(self, partition: int, offset: int) -> None:  # noqa: ARG002 - there is one
         """Read from here on."""
