@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,24 +58,24 @@ class ContainerBrokers:
 
     def kill(self, number: int) -> None:
         """SIGKILL: no goodbye. The engine does not restart what was killed on request."""
-        self._engine("kill", self._container(number))
+        engine("kill", self._container(number))
 
     def stop(self, number: int) -> None:
         """Controlled shutdown: leaders move away first; returns when the broker is gone."""
-        self._engine("stop", "--time", "60", self._container(number))
+        engine("stop", "-t", "60", self._container(number))
 
     def start(self, number: int) -> None:
         """Start again on the same data; returns when the broker is a member of the cluster."""
-        self._engine("start", self._container(number))
+        engine("start", self._container(number))
         self._await(number)
 
     def pause(self, number: int) -> None:
         """The engine freezes the broker: connections stay open, nothing is answered."""
-        self._engine("pause", self._container(number))
+        engine("pause", self._container(number))
 
     def resume(self, number: int) -> None:
         """Let a frozen broker go on."""
-        self._engine("unpause", self._container(number))
+        engine("unpause", self._container(number))
 
     def settings(self) -> dict[str, dict[str, str]]:
         """Every broker's settings under the broker's own names, for the provenance."""
@@ -93,7 +94,7 @@ class ContainerBrokers:
             if state == "paused":
                 self.resume(number)
             elif state != "running":
-                self._engine("start", self._container(number))
+                engine("start", self._container(number))
         for number in self.numbers:
             self._await(number)
 
@@ -116,34 +117,80 @@ class ContainerBrokers:
         """The id of a broker's container; UsageError when the project has none."""
         if number not in self.numbers:
             raise UsageError(f"there is no broker {number}; there are {', '.join(map(str, self.numbers))}")
-        labels = (f"com.docker.compose.project={self.project}", f"com.docker.compose.service=kafka-{number}")
-        found = self._engine(
-            "ps", "--all", "--quiet", *(word for label in labels for word in ("--filter", f"label={label}"))
-        )
+        found = containers(self.project, f"com.docker.compose.service=kafka-{number}", "--all")
         if not found:
             raise UsageError(f"the compose project {self.project!r} has no container kafka-{number}")
-        return found.split()[0]
+        return found[0]
 
     def _inspect(self, number: int) -> dict[str, Any]:
-        [found] = json.loads(self._engine("inspect", self._container(number)))
+        [found] = json.loads(engine("inspect", self._container(number)))
         return dict(found)
 
     def _state(self, number: int) -> str:
         return str(self._inspect(number)["State"]["Status"])
 
-    def _engine(self, *words: str) -> str:
-        """Ask the engine that the environment or the docker context names."""
-        try:
-            done = subprocess.run(
-                ["docker", *words], capture_output=True, text=True, check=True, timeout=_ENGINE_TIMEOUT_S
-            )
-        except FileNotFoundError as error:
-            raise SetupError("there is no docker command here", "install the engine's command line") from error
-        except subprocess.CalledProcessError as error:
-            raise SetupError(
-                f"docker {words[0]}: {error.stderr.strip()}", "is the engine up, and does DOCKER_HOST name it?"
-            ) from error
-        return done.stdout.strip()
+
+def engine(*words: str, timeout_s: float = _ENGINE_TIMEOUT_S) -> str:
+    """What the engine that the environment or the docker context names answers. SetupError when it can't be asked."""
+    try:
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=True, timeout=timeout_s)
+    except FileNotFoundError as error:
+        raise SetupError("there is no docker command here", "install the engine's command line") from error
+    except subprocess.TimeoutExpired as error:
+        raise SetupError(f"docker {words[0]}: no answer in {timeout_s:.0f} s", "is the machine overloaded?") from error
+    except subprocess.CalledProcessError as error:
+        raise SetupError(
+            f"docker {words[0]}: {error.stderr.strip()}", "is the engine up, and does DOCKER_HOST name it?"
+        ) from error
+    return done.stdout.strip()
+
+
+def containers(project: str, label: str, *options: str) -> list[str]:
+    """Names of a compose project's containers that have the label and run; with `--all` of every one."""
+    of_project = f"label=com.docker.compose.project={project}"
+    named = "{{.Names}}"
+    return engine("ps", *options, "--format", named, "--filter", of_project, "--filter", f"label={label}").split()
+
+
+def broker_containers(project: str, *options: str) -> list[str]:
+    """Names of a compose project's Kafka brokers that run or are paused; with `--all` of every one."""
+    named = '{{.Names}} {{.Label "com.docker.compose.service"}}'
+    of_project = f"label=com.docker.compose.project={project}"
+    found = engine("ps", *options, "--format", named, "--filter", of_project).splitlines()
+    pairs = (line.partition(" ")[::2] for line in found)
+    return sorted(name for name, service in pairs if re.fullmatch(r"kafka-\d+", service))
+
+
+def broker_process_ids(project: str) -> list[int]:
+    """Of the brokers' containers, as the engine's machine counts."""
+    return [state["Pid"] for state in _states(broker_containers(project)).values()]
+
+
+def revive(project: str, names: Sequence[str]) -> None:
+    """Start and resume these brokers of a project, and wait until they are well; those that were removed are left out.
+
+    Returns after READY_TIMEOUT_S in any case: what runs on them waits for a broker longer than this does.
+    """
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        states = _states([each for each in broker_containers(project, "--all") if each in names])
+        for name, state in states.items():
+            if state["Status"] == "paused":
+                engine("unpause", name)
+            elif state["Status"] != "running":
+                engine("start", name)
+        if all(each["Status"] == "running" and not _is_starting(each) for each in states.values()):
+            return
+        time.sleep(0.5)
+
+
+def _states(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = json.loads(engine("inspect", *names)) if names else []
+    return {each["Name"].removeprefix("/"): each["State"] for each in found}
+
+
+def _is_starting(state: Mapping[str, Any]) -> bool:
+    return bool(state.get("Health", {}).get("Status") == "starting")
 
 
 def container_brokers(workload: Workload, project: str, bootstrap_servers: str) -> Callable[[str, Path], Lab]:

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -184,8 +185,8 @@ class OwnBrokers:
         for number in sorted(self._paused):
             self.resume(number)
         if down := sorted(self._down):
-            for number in down:
-                self.start(number)
+            with ThreadPoolExecutor(len(down)) as pool:  # side by side: a start is mostly waiting for the others
+                list(pool.map(self.start, down))
         self.cluster.wait_until_ready()
 
     def close(self) -> None:

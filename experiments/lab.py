@@ -20,6 +20,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs re-export nothing
     AdminClient,
     AlterConfigOpType,
+    ClusterMetadata,
     ConfigEntry,
     ConfigResource,
     NewTopic,
@@ -31,6 +32,8 @@ from experiments.faults import BrokerControl, OwnBrokers
 from experiments.workload import Workload
 from streaming.cluster.kafka import DisposableCluster
 from streaming.errors import BrokerUnavailable, UsageError
+from streaming.transports.kafka.failures import patiently
+from streaming.transports.kafka.settings import ADMIN
 
 T = TypeVar("T")
 BROKERS: Final = "brokers"  # a link in the run's folder to its brokers' data, as long as there is any
@@ -64,11 +67,14 @@ class Lab:
     settings: dict[str, Any] = field(default_factory=lambda: {"topics": {}, "clients": {}})
     _topics: list[str] = field(default_factory=list)
     _groups: list[str] = field(default_factory=list)
+    _applications: list[str] = field(default_factory=list)
     _exit: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _shared: dict[str, Any] = field(default_factory=dict)
+    _at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _counter: int = 0
 
     def __post_init__(self) -> None:
-        self.admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        self.admin = AdminClient({**ADMIN, "bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     @property
     def control(self) -> BrokerControl:
@@ -80,7 +86,7 @@ class Lab:
     @property
     def broker_count(self) -> int:
         """How many brokers answer now."""
-        return len(self.admin.list_topics(timeout=ADMIN_S).brokers)
+        return len(self._metadata().brokers)
 
     # -- topics and groups ---------------------------------------------------------------------------------------------
 
@@ -108,6 +114,12 @@ class Lab:
         self._groups.append(name)
         return name
 
+    def application(self, purpose: str) -> str:
+        """A name for a stream processor: what it makes under a name that contains this one goes with the trial."""
+        name = self._name(purpose)
+        self._applications.append(name)
+        return name
+
     def configure(self, kind: ResourceType, name: str, **settings: str) -> None:
         """Set configurations of a topic, broker or group while it runs; with _ for the dots."""
         entries = [
@@ -127,6 +139,10 @@ class Lab:
         found: dict[int, Any] = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
         return found
 
+    def ask_leaders(self, ask: Callable[[], T]) -> T:
+        """The answer to what `admin` asks partitions' leaders, and may ask twice: a new leader may not be known yet."""
+        return patiently(self.bootstrap_servers, ADMIN_S, ask, self._metadata)
+
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def producer(self, purpose: str, **settings: Any) -> Producer:
@@ -145,17 +161,24 @@ class Lab:
         confirmed: list[int] = []
         producer = self.producer("loader", **settings)
         for place, (key, value) in enumerate(zip(keys, values, strict=True)):
-            produce(producer, topic, value=value, key=key, on_delivery=_note(confirmed, place))
+            produce(producer, topic, value=value, key=key, on_delivery=noting(confirmed, place))
         producer.flush(ADMIN_S)
         return np.sort(np.asarray(confirmed, dtype=np.int64))
 
     def read(self, topic: str, **settings: Any) -> Records:
         """Everything in the topic from its oldest record to its present end, outside any group."""
+        return self.read_all([topic], **settings)[topic]
+
+    def read_all(self, topics: Sequence[str], **settings: Any) -> dict[str, Records]:
+        """The same of several topics at once, which takes hardly longer than of one."""
         consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
-            partitions = self.describe(topic)
-            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-            return _drain(consumer, set(partitions))
+            places = [
+                TopicPartition(topic, number, OFFSET_BEGINNING) for topic in topics for number in self.describe(topic)
+            ]
+            consumer.assign(places)
+            found = _drain(consumer, {(each.topic, each.partition) for each in places})
+            return {topic: _records([each for each in found if each.topic() == topic]) for topic in topics}
         finally:
             consumer.close()
 
@@ -174,6 +197,13 @@ class Lab:
         """Call this when the present trial ends, however it ends."""
         self._exit.callback(cleanup)
 
+    def shared(self, name: str, make: Callable[[], contextlib.AbstractContextManager[T]]) -> T:
+        """What the first trial to ask makes and enters, for all trials; left when the lab is closed."""
+        if name not in self._shared:
+            self._shared[name] = self._at_end.enter_context(make())
+        found: T = self._shared[name]
+        return found
+
     def tidy(self) -> None:
         """After a trial: end its processes and clients, delete its topics and groups, mend its brokers."""
         self._exit.close()
@@ -185,6 +215,7 @@ class Lab:
         """Leave nothing behind. Somebody else's cluster loses our topics and groups, our own brokers end."""
         try:
             self._exit.close()
+            self._at_end.close()
             if self.brokers is None:
                 self._delete()
         finally:
@@ -229,16 +260,28 @@ class Lab:
 
         BrokerUnavailable when the cluster does not answer.
         """
-        ended = tuple(f"lab-{run_id}-" for run_id in runs)
-        try:
-            self._topics += [name for name in self.admin.list_topics(timeout=ADMIN_S).topics if name.startswith(ended)]
-        except KafkaException as error:
-            raise BrokerUnavailable(f"{self.bootstrap_servers}: {error.args[0].str()}") from error
-        listed = answer(self.admin.list_consumer_groups(request_timeout=ADMIN_S))
-        self._groups += [each.group_id for each in listed.valid if each.group_id.startswith(ended)]
+        self._applications += [f"lab-{run_id}-" for run_id in runs]
         self._delete()
 
+    def _metadata(self) -> ClusterMetadata:
+        """What the cluster says of itself; BrokerUnavailable when it does not answer."""
+        try:
+            found: ClusterMetadata = self.admin.list_topics(timeout=ADMIN_S)
+        except KafkaException as error:
+            raise BrokerUnavailable(f"{self.bootstrap_servers}: {error.args[0].str()}") from error
+        return found
+
+    def _find(self, parts: Sequence[str]) -> None:
+        """Topics and groups whose names contain one of these are to be deleted too."""
+        topics = self._metadata().topics
+        groups = [each.group_id for each in answer(self.admin.list_consumer_groups(request_timeout=ADMIN_S)).valid]
+        for names, known in ((topics, self._topics), (groups, self._groups)):
+            known += [name for name in names if name not in known and any(part in name for part in parts)]
+
     def _delete(self) -> None:
+        applications, self._applications = self._applications, []
+        if applications:
+            self._find(applications)
         topics, self._topics = self._topics, []
         groups, self._groups = self._groups, []
         for futures in (
@@ -309,7 +352,9 @@ def produce(producer: Producer, topic: str, **record: Any) -> None:
             return
 
 
-def _note(confirmed: list[int], place: int) -> Callable[[KafkaError | None, Message], None]:
+def noting(confirmed: list[int], place: int) -> Callable[[KafkaError | None, Message], None]:
+    """A delivery report that adds the place to `confirmed` when the record is."""
+
     def note(error: KafkaError | None, _: Message) -> None:
         if error is None:
             confirmed.append(place)
@@ -317,20 +362,25 @@ def _note(confirmed: list[int], place: int) -> Callable[[KafkaError | None, Mess
     return note
 
 
-def _drain(consumer: Consumer, open_partitions: set[int]) -> Records:
+def _drain(consumer: Consumer, still_open: set[tuple[str | None, int | None]]) -> list[Message]:
+    """All messages up to the end of each of these (topic, partition)."""
     messages: list[Message] = []
     give_up = time.monotonic() + ADMIN_S
-    while open_partitions:
+    while still_open:
         for message in consumer.consume(5_000, timeout=0.05):
             if (error := message.error()) is None:
                 messages.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
-                open_partitions.discard(message.partition())
+                still_open.discard((message.topic(), message.partition()))
             elif not error.retriable():
                 raise KafkaException(error)
             give_up = time.monotonic() + ADMIN_S
         if time.monotonic() > give_up:
-            raise BrokerUnavailable(f"no end of partitions {sorted(open_partitions)} within {ADMIN_S:g} s")
+            raise BrokerUnavailable(f"no end of {len(still_open)} partitions within {ADMIN_S:g} s: {still_open}")
+    return messages
+
+
+def _records(messages: Sequence[Message]) -> Records:
     return Records(
         partitions=np.fromiter((each.partition() for each in messages), dtype=np.int64, count=len(messages)),
         offsets=np.fromiter((each.offset() for each in messages), dtype=np.int64, count=len(messages)),

@@ -46,6 +46,7 @@ class Request:
     compose_project: str | None = None  # those servers' containers here, which may be stopped, killed and paused
     recording: str | None = None
     wait_s: float = 0.0  # how long it may queue behind another run
+    pauses: bool = True  # whether this home's live application rests meanwhile; if not, the findings say so
 
     def dump(self) -> str:
         """As JSON."""
@@ -85,6 +86,8 @@ def carry_out(request: Request, home: Home, progress: Report = lambda _: None) -
         scenes=request.scenes or None,
         progress=progress,
         wait_s=request.wait_s,
+        pauses=request.pauses,
+        compose_project=request.compose_project,
     )
 
 

@@ -6,7 +6,6 @@ Invariant: a member ends with its trial, and (by its tether) with this process, 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -99,9 +98,8 @@ class Members:
             "experiments.member",
             json.dumps(asdict(Role(self.topic, client, str(log), **role))),
         ]
-        environment = {**os.environ, tether.PARENT: str(os.getpid())}
         process = subprocess.Popen(
-            tether.tethered(words), env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            tether.tethered(words), env=tether.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         member = Member(number, process, log)
         self.members.append(member)

@@ -12,13 +12,15 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
+from experiments.agreement import Agreement, is_whole, over_seeds
 from experiments.deep_dives import DEEP_DIVES
-from experiments.experiment import Experiment, Preset, Scene
+from experiments.experiment import Experiment, Scene
 from experiments.findings import Verdict
 from experiments.measurements import Measured, NotMeasured
 from experiments.run import Run, find_runs
@@ -26,6 +28,7 @@ from experiments.statistics import median_interval
 from streaming.home import Home
 
 _NAMES_OF_THE_RUN = ("group.id",)
+VERDICTS: Final = "verdicts.md"
 SIGNS = {"holds": "✔ holds", "refuted": "✘ refuted", "unknown": "? unknown"}
 
 
@@ -44,27 +47,61 @@ def write(experiment: Experiment, run: Run, folder: Path) -> Path:
 def write_all(home: Home, folder: Path, experiments: Mapping[str, Experiment] = DEEP_DIVES) -> list[Path]:
     """Write the page of every dive that has a sound run in this home, and the index of all; returns what was written.
 
-    Sound: complete, in a preset that can decide something, without overridden levels. The newest one counts.
+    Sound: complete, in a preset that can decide something, with all of its levels. The newest one counts.
     """
-    chosen = {name: run for name in experiments if (run := _newest_sound(home, name))}
+    chosen = {name: run for name in experiments if (run := _newest_sound(home, experiments[name]))}
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "README.md"
     index.write_text(_index(experiments, chosen), encoding="utf-8")
-    return [index, *(write(experiments[name], run, folder) for name, run in chosen.items())]
+    verdicts = folder / VERDICTS
+    verdicts.write_text(render_verdicts([over_seeds(home, each) for each in experiments.values()]), encoding="utf-8")
+    return [index, verdicts, *(write(experiments[name], run, folder) for name, run in chosen.items())]
 
 
-def _newest_sound(home: Home, name: str) -> Run | None:
-    def is_sound(run: Run) -> bool:
-        stamp = run.provenance
-        return run.is_complete and stamp["preset"] != Preset.SMOKE and not stamp["overrides"]
+def _newest_sound(home: Home, experiment: Experiment) -> Run | None:
+    return next((run for run in reversed(find_runs(home, experiment.name)) if is_whole(run, experiment)), None)
 
-    return next(filter(is_sound, reversed(find_runs(home, name))), None)
+
+def render_verdicts(agreements: Sequence[Agreement]) -> str:
+    """The page “verdicts over seeds” as Markdown."""
+    measured = [each for each in agreements if each.runs]
+    missing = [each.experiment.name for each in agreements if not each.runs]
+    parts = [
+        "# Verdicts over seeds",
+        _WHAT_IS_COMPARED,
+        _table(_HEADS, [_agreement_row(each) for each in measured]) if measured else "No run yet.",
+        *(f"## {each.experiment.title}\n\n{_verdict_table(each)}" for each in measured),
+    ]
+    if missing:
+        parts.append(f"Not measured yet: {', '.join(missing)}. `streamgauge experiment run NAME --seed N` measures.")
+    return "\n\n".join(parts) + "\n"
+
+
+_WHAT_IS_COMPARED: Final = (
+    "Whole runs of the preset `standard`, the newest of each seed; written by code (`make deep-dives`). A seed sets "
+    "the order of the trials and all that is drawn at random. *Unknown* beside a definite verdict is no contradiction; "
+    "*holds* beside *refuted* is one."
+)
+_HEADS: Final = ("dive", "seeds", "claims", "definite and the same on all", "contradicted")
+
+
+def _agreement_row(found: Agreement) -> list[str]:
+    seeds = ", ".join(map(str, found.runs))
+    contradicted = ", ".join(found.contradicted) or "none"
+    return [found.experiment.title, seeds, str(len(found.verdicts)), str(len(found.definite)), contradicted]
+
+
+def _verdict_table(found: Agreement) -> str:
+    heads = ["claim", *(f"seed {seed}, run `{run.run_id}`" for seed, run in found.runs.items())]
+    texts = {claim.name: claim.text for claim in found.experiment.claims}
+    return _table(heads, [[texts[name], *(SIGNS[each] for each in row)] for name, row in found.verdicts.items()])
 
 
 def _index(experiments: Mapping[str, Experiment], chosen: Mapping[str, Run]) -> str:
     rows = [_index_row(each, chosen.get(name)) for name, each in experiments.items()]
     heads = ["dive", "question", *Verdict, "run", "measured beside"]
-    return f"# Deep dives\n\nWritten by code from the runs named here (`make deep-dives`).\n\n{_table(heads, rows)}\n"
+    origin = f"Written by code from the runs named here (`make deep-dives`). [Verdicts over seeds]({VERDICTS})."
+    return f"# Deep dives\n\n{origin}\n\n{_table(heads, rows)}\n"
 
 
 def _index_row(experiment: Experiment, run: Run | None) -> list[str]:
@@ -160,6 +197,7 @@ def _machine(stamp: dict[str, Any]) -> str:
         ["status", stamp["status"] + (f" ({stamp['reason']})" if stamp["reason"] else "")],
         ["preset, seed, trials", f"{stamp['preset']}, {stamp['seed']}, {stamp['trials']}"],
         ["began, ended", f"{stamp['began']}, {stamp['ended']}"],
+        ["expected, took", f"{stamp['expected_s']:.0f} s, {took_s(stamp):.0f} s"],
         ["code", f"`{stamp['code']}`"],
         ["versions", ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())],
         ["workload", stamp["workload"]],
@@ -167,10 +205,17 @@ def _machine(stamp: dict[str, Any]) -> str:
         ["machine", f"{host}, Linux {machine['kernel']}"],
         ["disk, 4 KiB and fsync", latency],
         ["contention before", "; ".join(stamp["contention"]) or "none seen"],
+        ["paused meanwhile", ", ".join(stamp.get("paused", [])) or "nothing: no live lab in this home"],
     ]
     for kind in ("topics", "clients"):
         facts += [[f"{kind[:-1]} *{name}*", _settings(used)] for name, used in stamp["settings"].get(kind, {}).items()]
     return _table(["", ""], facts)
+
+
+def took_s(stamp: Mapping[str, Any]) -> float:
+    """Seconds from a run's beginning to its end."""
+    began, ended = (datetime.fromisoformat(stamp[name]) for name in ("began", "ended"))
+    return (ended - began).total_seconds()
 
 
 def _settings(used: dict[str, Any]) -> str:

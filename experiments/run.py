@@ -23,8 +23,8 @@ from uuid import uuid4
 import polars as pl
 from filelock import FileLock, Timeout
 
-from experiments import figures, findings, measurements, provenance
-from experiments.experiment import Experiment, Planned, Preset, Scene, plan
+from experiments import figures, findings, measurements, pausing, provenance
+from experiments.experiment import LAB_START_S, Experiment, Planned, Preset, Scene, plan
 from experiments.lab import Lab, forget_brokers
 from experiments.measurements import FAILED, SKIPPED, Level, Measured, NotMeasured, Recorder
 from experiments.trial import Trial, TrialTimedOut
@@ -128,8 +128,13 @@ def run(  # noqa: PLR0913 - what a person can choose about a run
     scenes: Sequence[str] | None = None,
     progress: Report = lambda _: None,
     wait_s: float = 0.0,
+    pauses: bool = True,
+    compose_project: str | None = None,
 ) -> Run:
     """Carry out the experiment and return its run, complete or (after SIGINT or SIGTERM) partial.
+
+    Where this home's lab is up, its application rests meanwhile, unless `pauses` is False: the findings say so then.
+    So do the roles' containers of `compose_project`, whose brokers run again afterwards, whatever ends this process.
 
     Raises ExperimentRunning when another run holds the lock for longer than `wait_s`, UsageError for levels or scenes
     that there are not, and what the lab raises when it cannot be opened (the run is kept as partial then).
@@ -139,9 +144,10 @@ def run(  # noqa: PLR0913 - what a person can choose about a run
         raise UsageError(f"{experiment.name}: no trial is left with these levels")
     with only_run(home, experiment.name, wait_s, progress):
         recover(home)
-        expected = experiment.expected_s(preset, overrides, repetitions, scenes)
-        folder, stamp = _begin(home, experiment, preset, seed, planned, expected, overrides or {}, repetitions)
-        return _carry_out(experiment, planned, folder, stamp, open_lab, progress)
+        with pausing.at_rest(home, compose_project, pauses=pauses) as paused:
+            contention = provenance.contention(home, paused=paused, compose_project=compose_project)
+            began = _begin(home, experiment, preset, seed, planned, overrides or {}, repetitions, paused, contention)
+            return _carry_out(experiment, planned, *began, open_lab, progress)
 
 
 def analyse(experiment: Experiment, folder: Path) -> Run:
@@ -218,15 +224,16 @@ def _who(holder: Path) -> str:
     return f"experiment {other['experiment']} runs (process {other['process']}, since {other['since']})"
 
 
-def _begin(
+def _begin(  # noqa: PLR0913, PLR0917 - all that a run's first stamp says
     home: Home,
     experiment: Experiment,
     preset: Preset,
     seed: int,
     planned: Sequence[Planned],
-    expected_s: float,
     overrides: Mapping[str, Sequence[Level]],
     repetitions: int | None,
+    paused: Sequence[str],
+    contention: list[str],
 ) -> tuple[Path, provenance.Provenance]:
     now = datetime.now(UTC)  # to the millisecond, so that ids sort as the runs began
     run_id = f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}{uuid4().hex[:3]}"
@@ -240,14 +247,15 @@ def _begin(
         overrides={name: list(levels) for name, levels in overrides.items()},
         repetitions=repetitions,
         trials=len(planned),
-        expected_s=expected_s,
+        expected_s=LAB_START_S + sum(each.scene.trial_s for each in planned),
         status=provenance.RUNNING,
         began=provenance.now(),
         ended=None,
         code=provenance.code_version(),
         versions=provenance.versions(),
         machine=provenance.machine(folder),
-        contention=provenance.contention(home),
+        contention=contention,
+        paused=list(paused),
         workload="",
     )
     stamp.write(folder)

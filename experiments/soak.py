@@ -31,10 +31,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from experiments import figures, provenance
+from experiments import figures, provenance, verdicts
 from experiments.statistics import Interval, bootstrap
+from experiments.verdicts import Verdict
 from sinks.merge import Policy, merge
 from sinks.reader import tables
+from streaming.cluster import tether
 from streaming.cluster.kafka import DisposableCluster
 from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError
 from streaming.home import PROJECT_ROOT, Home
@@ -50,10 +52,12 @@ ROLES: Final = (
     "diagnostics-parquet",
     "position-means-csv",
 )
+FOLDER: Final = "soak"  # in the lab's home
 SAMPLE_S: Final = 1.0
 BLOCK_S: Final = 15.0
 WARM_UP: Final = 0.25  # of the run
 MERGE_EVERY_S: Final = 60.0
+UNITS: Final = {"rss_mib": "memory, MiB", "handles": "handles"}
 MEMORY_BOUND: Final = 0.25  # MiB a minute: what an allocator's breathing may look like in ten minutes
 HANDLE_BOUND: Final = 0.2  # handles a minute: two in ten minutes
 ENOUGH_BLOCKS: Final = 20
@@ -99,6 +103,18 @@ class Growth:
             return "grows"
         return "flat" if self.per_minute.high <= self.bound else "unknown"
 
+    @property
+    def says(self) -> str:
+        """In words."""
+        a_minute = "" if self.per_minute is None else " a minute"
+        span = f"from {self.first:.1f} to {self.last:.1f}"
+        return f"{UNITS[self.quantity]} {self.verdict}: {self.slope}{a_minute}, {span}"
+
+    @property
+    def slope(self) -> str:
+        """What it grows by a minute, with the interval."""
+        return "too few blocks" if self.per_minute is None else _slope(self.per_minute)
+
 
 @dataclass(frozen=True, slots=True)
 class Soak:
@@ -126,7 +142,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes}: above 0")
-    out = options.out or Home.locate(os.environ).open().root / "soak"
+    home = Home.locate(os.environ)
+    out = options.out or home.open().root / FOLDER
     out.mkdir(parents=True, exist_ok=True)
     try:
         found = soak(options.minutes, options.vehicles)
@@ -134,6 +151,8 @@ def main(arguments: Sequence[str]) -> int:
         _console.print(f"no result: {error}", style="red", markup=False)
         return error.exit_code
     save(found, out)
+    if options.out is None:
+        keep_verdicts(found, home)
     Console(width=None if sys.stdout.isatty() else 120).print(rendered(found))
     for problem in found.problems:
         Console().print(problem, style="red", markup=False)
@@ -184,10 +203,12 @@ def running(home: Home) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 
 def started(home: Home, name: str) -> subprocess.Popen[bytes]:
-    """A role's process."""
+    """A role's process, which ends with this one."""
     command = [sys.executable, "-m", "orchestration.cli", "role", name, "--home", str(home.root)]
     with (home.logs / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=log, stderr=log)
+        return subprocess.Popen(
+            tether.tethered(command), cwd=PROJECT_ROOT, env=tether.environment(), stdout=log, stderr=log
+        )
 
 
 def await_ready(home: Home, processes: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -297,10 +318,10 @@ def rendered(found: Soak) -> Table:
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for each in found.growths:
-        slope = "too few blocks" if each.per_minute is None else _slope(each.per_minute)
         numbers = [f"{value:.1f}" for value in (each.first, each.last, each.highest)]
-        unit = "memory, MiB" if each.quantity == "rss_mib" else "handles"
-        table.add_row(each.role, unit, str(each.lives), *numbers, slope, f"{each.bound:g}", each.verdict)
+        table.add_row(
+            each.role, UNITS[each.quantity], str(each.lives), *numbers, each.slope, f"{each.bound:g}", each.verdict
+        )
     return table
 
 
@@ -321,6 +342,16 @@ def save(found: Soak, out: Path) -> None:
     (out / "soak.json").write_text(json.dumps(document, indent=2, default=str) + "\n")
     with figures.style():
         figures.save(drawn(found), out / "soak.png", str(found.provenance.get("began", "")))
+
+
+def keep_verdicts(found: Soak, home: Home) -> None:
+    """Note for `streamgauge status` which roles grow and which are flat; what can't be told leaves all as it was."""
+    for role in dict.fromkeys(each.role for each in found.growths):
+        own = [each for each in found.growths if each.role == role]
+        grows = [each for each in own if each.verdict == "grows"]
+        if grows or all(each.verdict == "flat" for each in own):
+            says = "; ".join(each.says for each in grows or own)
+            verdicts.keep(home, Verdict(verdicts.LEAK, role, bool(grows), says, "make soak"))
 
 
 def drawn(found: Soak) -> Figure:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +19,29 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import provenance
-from experiments.bench import results
-from experiments.bench.results import CONTENDERS, Run
+from experiments.bench import rabbitmq_rounds, results
+from experiments.bench.rabbitmq_rounds import RabbitBench
+from experiments.bench.results import CONTENDERS, Contender, Run
 from experiments.bench.rounds import WARM_UP, Bench
+from sinks.arrivals import ROTATION
+from streaming.cluster import jars
 from streaming.cluster.kafka import DisposableCluster
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
 from streaming.codecs import CODECS
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
+from streaming.transports.rabbitmq.queue_publisher import WINDOW
+from streaming.transports.rabbitmq.queue_source import PREFETCH
+from streaming.transports.rabbitmq.stream_publisher import WINDOW as STREAM_WINDOW
 
+KAFKA: Final = "kafka"
+RABBITMQ: Final = "rabbitmq"
+_CONTENDERS: Final = {KAFKA: CONTENDERS, RABBITMQ: rabbitmq_rounds.CONTENDERS}
+_DIFFERENCES: Final = (  # between the application and its references, where the guarantees are not the same
+    "PerfTest's messages have the mean size of the application's and one routing key; its consumer keeps nothing",
+    f"rstream has no bound on what is unconfirmed (the application: {STREAM_WINDOW:,}), no name to drop repeats by",
+    "PerfTest's memory is not measured, and its CPU includes the start of Java",
+)
 LEAST_RECORDS: Final = 100_000
 _progress = Console(stderr=True, highlight=False)
 
@@ -39,24 +55,48 @@ def main(arguments: list[str]) -> int:
         facts = _facts(options, Path(scratch))
         runs = _runs(options, Path(scratch))
     counted = [run for run in runs if run.repetition != WARM_UP]
+    contenders = [each for broker in options.brokers for each in _CONTENDERS[broker]]
     if options.json:
-        print(json.dumps(_document(facts, runs, counted), indent=2))
+        print(json.dumps(_document(facts, runs, counted, contenders), indent=2))
     else:
-        _print(facts, runs, counted)
+        _print(facts, runs, counted, contenders)
     return int(any(run.is_void for run in runs))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--brokers", type=_brokers, default=tuple(_CONTENDERS), help="kafka,rabbitmq (default: one after the other)"
+    )
     parser.add_argument("--records", type=_count, default=1_000_000, help="positions in the topic (default: 1,000,000)")
+    parser.add_argument(
+        "--queue-records", type=_count, default=300_000, help="positions in the queue (default: 300,000)"
+    )
+    parser.add_argument(
+        "--stream-records", type=_count, default=2_000_000, help="positions in RabbitMQ's stream (default: 2,000,000)"
+    )
     parser.add_argument("--repetitions", type=_count, default=5, help="rounds, each on new topics (default: 5)")
     parser.add_argument("--codec", choices=sorted(CODECS), default="json")
     parser.add_argument("--vehicles", type=_count, default=20, help="simulated vehicles (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args(arguments)
-    if options.records < LEAST_RECORDS:
-        parser.error(f"--records {options.records:,}: at least {LEAST_RECORDS:,}, or the first poll takes most of them")
+    for name in ("records", "queue_records", "stream_records"):
+        if (given := getattr(options, name)) < LEAST_RECORDS:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} {given:,}: at least {LEAST_RECORDS:,}, or the first poll takes most of them")
+    if options.queue_records % ROTATION.rows:
+        parser.error(
+            f"--queue-records {options.queue_records:,}: must be a multiple of {ROTATION.rows:,}, which the sink "
+            "acknowledges at once and PerfTest shall too"
+        )
     return options
+
+
+def _brokers(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := set(names) - set(_CONTENDERS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: some of {', '.join(_CONTENDERS)}")
+    return names
 
 
 def _count(text: str) -> int:
@@ -68,19 +108,37 @@ def _count(text: str) -> int:
 
 def _runs(options: argparse.Namespace, scratch: Path) -> list[Run]:
     runs = []
-    with DisposableCluster() as cluster:
-        bench = Bench(
-            cluster.bootstrap_servers, scratch, options.records, options.repetitions, options.codec, options.vehicles
-        )
-        for run in bench.run():
+    measures = {KAFKA: _on_kafka, RABBITMQ: _on_rabbitmq}
+    for broker in options.brokers:
+        for run in measures[broker](options, scratch):
             runs.append(run)
             _progress.print(_line(run, options.repetitions), style="red" if run.is_void else "dim")
     return runs
 
 
+def _on_kafka(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
+    with DisposableCluster() as cluster:
+        servers = cluster.bootstrap_servers
+        yield from Bench(servers, scratch, options.records, options.repetitions, options.codec, options.vehicles).run()
+
+
+def _on_rabbitmq(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
+    jars.install(_progress.print, jars.locked(jars.PERF_TEST_LOCK))
+    with DisposableRabbitMQ() as node:
+        yield from RabbitBench(
+            node,
+            scratch,
+            options.queue_records,
+            options.stream_records,
+            options.repetitions,
+            options.codec,
+            options.vehicles,
+        ).run()
+
+
 def _line(run: Run, repetitions: int) -> str:
     said = "void: " + escape("; ".join(run.problems)) if run.is_void else f"{run.rate_hz:>9,.0f} records/s"
-    return f"round {run.repetition} of {repetitions}  {run.contender:<8}{said}"
+    return f"round {run.repetition} of {repetitions}  {run.contender:<15}{said}"
 
 
 def _facts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -92,15 +150,32 @@ def _facts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "repetitions": options.repetitions,
         "codec": options.codec,
         "vehicles": options.vehicles,
-        "topic": "6 partitions, replication 3, min.insync.replicas 2, three brokers on this machine",
+        "settings": {broker: _settings(options, broker) for broker in options.brokers},
+        "differences": list(_DIFFERENCES) if RABBITMQ in options.brokers else [],
         "machine": asdict(provenance.machine(folder)),
         "versions": provenance.versions(),
         "contention": provenance.contention(),
     }
 
 
-def _document(facts: dict[str, Any], runs: list[Run], counted: list[Run]) -> dict[str, Any]:
-    ratios = {each.name: results.ratio(counted, each) for each in CONTENDERS if each.name != each.beside}
+def _settings(options: argparse.Namespace, broker: str) -> str:
+    """What was measured there, under which settings, in one line."""
+    if broker == KAFKA:
+        topic = "6 partitions, replication 3, min.insync.replicas 2, three brokers on this machine"
+        return f"Kafka {jars.KAFKA_VERSION}: {options.records:,} positions; {topic}"
+    return (
+        f"RabbitMQ {rabbitmq_rounds.installed_version()}, one node on this machine: "
+        f"{options.queue_records:,} positions in a quorum queue (persistent, mandatory, {WINDOW:,} unconfirmed, "
+        f"prefetch {PREFETCH:,}, one acknowledgement for {ROTATION.rows:,} messages), "
+        f"beside PerfTest {jars.PERF_TEST_VERSION} with the same settings on a queue with the same arguments; "
+        f"{options.stream_records:,} in a stream of one copy, beside rstream's own clients"
+    )
+
+
+def _document(
+    facts: dict[str, Any], runs: list[Run], counted: list[Run], contenders: Sequence[Contender]
+) -> dict[str, Any]:
+    ratios = {each.name: results.ratio(counted, each) for each in contenders if each.name != each.beside}
     return {
         **facts,
         "is_void": any(run.is_void for run in runs),
@@ -109,9 +184,9 @@ def _document(facts: dict[str, Any], runs: list[Run], counted: list[Run]) -> dic
     }
 
 
-def _print(facts: dict[str, Any], runs: list[Run], counted: list[Run]) -> None:
+def _print(facts: dict[str, Any], runs: list[Run], counted: list[Run], contenders: Sequence[Contender]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(results.table(counted))
+    console.print(results.table(counted, contenders))
     for line in _remarks(facts):
         console.print(line, style="dim")
     for trouble in facts["contention"]:
@@ -125,9 +200,11 @@ def _remarks(facts: dict[str, Any]) -> list[str]:
     machine, disk = facts["machine"], facts["machine"]["disk"]
     load = ", ".join(f"{each:.2f}" for each in machine["load_before"])
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    measured = f"{facts['records']:,} positions, {facts['codec']}, {facts['vehicles']} vehicles; {facts['topic']}"
+    measured = f"{facts['codec']}, {facts['vehicles']} vehicles"
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
     return [
+        *facts["settings"].values(),
+        *facts["differences"],
         f"{measured}; {facts['repetitions']} repetitions on new topics; every record counted afterwards",
         "producers' memory is what sending added to the messages that were made before",
         f"{where}, Linux {machine['kernel']}; fsync {disk['median_ms']:.1f} ms; load before: {load}",

@@ -76,10 +76,11 @@ def ratio(runs: Sequence[Run], contender: Contender) -> Spread | None:
     return Spread.of([run.rate_hz / reference[run.repetition] for run in own])
 
 
-def landed_problems(table: pl.DataFrame, records: int) -> tuple[str, ...]:
+def landed_problems(table: pl.DataFrame, records: int, *, is_gapless: bool = True) -> tuple[str, ...]:
     """What is wrong with a sink's table (sequence, _partition, _offset) of sequences 0 to `records`.
 
-    A partition's offsets run from 0 without a gap: the marks at its end, which a sink drops, come after them.
+    A partition's offsets run from 0 without a gap (`is_gapless`): the marks at its end, which a sink drops, come after
+    them. Otherwise no offset may be there twice.
     """
     found = []
     if table["sequence"].sort().to_list() != list(range(records)):
@@ -88,7 +89,8 @@ def landed_problems(table: pl.DataFrame, records: int) -> tuple[str, ...]:
     places = table.group_by("_partition").agg(
         ends=pl.col("_offset").max() + 1, unique=pl.col("_offset").n_unique(), rows=pl.len()
     )
-    if len(wrong := places.filter((pl.col("ends") != pl.col("rows")) | (pl.col("unique") != pl.col("rows")))):
+    is_gap = (pl.col("ends") != pl.col("rows")) if is_gapless else pl.lit(value=False)
+    if len(wrong := places.filter(is_gap | (pl.col("unique") != pl.col("rows")))):
         found.append(f"offsets with gaps or twice in partitions {sorted(wrong['_partition'].to_list())}")
     return tuple(found)
 
@@ -105,13 +107,13 @@ def means_problems(means: pl.DataFrame, late: int, records: int) -> tuple[str, .
     return tuple(found)
 
 
-def table(runs: Sequence[Run]) -> Table:
+def table(runs: Sequence[Run], contenders: Sequence[Contender] = CONTENDERS) -> Table:
     """Rates, ratios and memory, one line a contender; void runs are counted in their own column."""
     drawn = Table(box=None, pad_edge=False)
     drawn.add_column("what")
     for title in ("records/s", "min – max", "of bare", "min – max", "expected", "CPU µs", "peak MB", "void"):
         drawn.add_column(title, justify="right")
-    for contender in CONTENDERS:
+    for contender in contenders:
         drawn.add_row(contender.says, *cells(runs, contender))
     return drawn
 
@@ -129,6 +131,6 @@ def cells(runs: Sequence[Run], contender: Contender) -> list[str]:
         "" if is_reference else f"{share.least:.2f} – {share.most:.2f}" if share else "–",
         f"≥ {contender.expected}" if contender.expected else "",
         f"{median(run.cpu_us for run in own):.2f}" if own else "–",
-        f"{max(run.peak_mb for run in own):,.0f}" if own else "–",
+        f"{max(run.peak_mb for run in own):,.0f}" if any(run.peak_mb for run in own) else "–",
         str(void) if void else "",
     ]

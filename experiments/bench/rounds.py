@@ -11,9 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient
@@ -99,7 +100,7 @@ class Bench:
         load = os.getloadavg()[0]
         try:
             job = self._job(contender, prefix, folder)
-            timed = _process(_MODULES[contender], job, timeout_s=120 + self.records / 5_000)
+            timed = process(_MODULES[contender], asdict(job), timeout_s=120 + self.records / 5_000)
             problems = () if "problem" in timed else self._problems(contender, job, timed)
             return measured(contender.name, repetition, load, timed, problems)
         finally:
@@ -123,17 +124,11 @@ class Bench:
         if timed["done"] != job.records:
             return (f"{timed['done']} of {job.records} records done",)
         if contender is SINK:
-            return self._sink_problems(Home(Path(job.folder)))
+            return landed_problems(Home(Path(job.folder)), "kafka", self.records)
         if contender is MEANS:
             return self._means_problems(job.prefix)
         sent = sum(self._ends(job.prefix).values()) - (0 if contender is PRODUCE else MARKS)
         return () if sent == self.records else (f"the topic has {sent} records, {self.records} were sent",)
-
-    def _sink_problems(self, home: Home) -> tuple[str, ...]:
-        table = scan(home, "kafka", "positions_parquet").select("sequence", "_partition", "_offset").collect()
-        problems = results.landed_problems(table, self.records)
-        aside = list(home.quarantine("kafka").glob("**/*.parquet"))
-        return (*problems, *([f"{len(aside)} files in quarantine"] if aside else []))
 
     def _means_problems(self, prefix: str) -> tuple[str, ...]:
         transport = KafkaTransport(self.bootstrap_servers, prefix=prefix)
@@ -166,13 +161,19 @@ def measured(contender: str, repetition: int, load: float, timed: dict[str, Any]
     )
 
 
-def _process(module: str, job: Job, *, timeout_s: float) -> dict[str, Any]:
-    """What the contender's process reports; a `problem` when it has not come to its end."""
-    words = [sys.executable, "-m", f"experiments.bench.{module}", json.dumps(asdict(job))]
-    environment = {**os.environ, tether.PARENT: str(os.getpid())}
+def process(
+    module: str, job: dict[str, Any], *, timeout_s: float, secrets: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What the contender's process reports; a `problem` when it has not come to its end. Secrets go by environment."""
+    words = [sys.executable, "-m", f"experiments.bench.{module}", json.dumps(job)]
     try:
         done = subprocess.run(
-            tether.tethered(words), env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            tether.tethered(words),
+            env=tether.environment(secrets),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"problem": f"not done within {timeout_s:.0f} s"}
@@ -181,6 +182,14 @@ def _process(module: str, job: Job, *, timeout_s: float) -> dict[str, Any]:
         return {"problem": f"ended with {done.returncode}: {said[-1]}"}
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report
+
+
+def landed_problems(home: Home, broker: str, records: int, *, is_gapless: bool = True) -> tuple[str, ...]:
+    """What is wrong with the positions that a sink has landed."""
+    table = scan(home, broker, "positions_parquet").select("sequence", "_partition", "_offset").collect()
+    problems = results.landed_problems(table, records, is_gapless=is_gapless)
+    aside = list(home.quarantine(broker).glob("**/*.parquet"))
+    return (*problems, *([f"{len(aside)} files in quarantine"] if aside else []))
 
 
 def _delete(bootstrap_servers: str, topics: list[str]) -> None:

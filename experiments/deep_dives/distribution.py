@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -121,21 +123,31 @@ def reassignment(trial: Trial) -> None:
 
 
 def racks(trial: Trial) -> None:
-    """Brokers 1 and 2 in one rack, 3 in another (or no racks): where do two copies go?"""
-    is_aware = trial.flag("racks")
+    """Where do two copies go: on the lab's brokers, without racks, and on three more, 1 and 2 in one rack, 3 apart?"""
+    if not trial.flag("racks"):
+        _place_two_copies(trial, trial.lab)
+        return
+    _place_two_copies(trial, trial.lab.shared("racked brokers", lambda: _racked(trial.lab)))
+
+
+@contextlib.contextmanager
+def _racked(beside: Lab) -> Iterator[Lab]:
+    """Three more brokers, 1 and 2 in one rack, 3 in another."""
     cluster = DisposableCluster()
-    if is_aware:
-        cluster.brokers = [
-            replace(broker, settings=MappingProxyType({**broker.settings, "broker.rack": "ab"[broker.number == 3]}))
-            for broker in cluster.brokers
-        ]
+    cluster.brokers = [
+        replace(broker, settings=MappingProxyType({**broker.settings, "broker.rack": "ab"[broker.number == 3]}))
+        for broker in cluster.brokers
+    ]
     with cluster:
-        lab = Lab(trial.lab.run_id, cluster.bootstrap_servers, trial.lab.folder, trial.lab.workload)
-        topic = lab.topic("racked", trial.count("partitions"), 2)
-        copies = [set(replicas) for _, replicas, _ in lab.describe(topic).values()]
-        trial.record("in_both_racks", float(np.mean([3 in each for each in copies])), "of all partitions")
-        counts = np.bincount([number for each in copies for number in each], minlength=4)[1:]
-        trial.record("busiest_broker", counts.max() * 3 / counts.sum(), "× fair share")
+        yield Lab(beside.run_id, cluster.bootstrap_servers, beside.folder, beside.workload)
+
+
+def _place_two_copies(trial: Trial, lab: Lab) -> None:
+    topic = lab.topic("racked", trial.count("partitions"), 2)
+    copies = [set(replicas) for _, replicas, _ in lab.describe(topic).values()]
+    trial.record("in_both_racks", float(np.mean([3 in each for each in copies])), "of all partitions")
+    counts = np.bincount([number for each in copies for number in each], minlength=4)[1:]
+    trial.record("busiest_broker", counts.max() * 3 / counts.sum(), "× fair share")
 
 
 # -- what the trials share ---------------------------------------------------------------------------------------------
@@ -327,9 +339,9 @@ DISTRIBUTION = Experiment(
             placement,
             (
                 factor("shape", "of the topics", ("one topic", "many topics"), ("one topic", "many topics")),
-                factor("partitions", "in total", (12,), (6, 12, 24), (6, 12, 24, 96)),
+                factor("partitions", "in total", (12,), (24,), (6, 12, 24, 96)),
             ),
-            trial_s=1.2,
+            trial_s=0.9,
             needs=Needs(brokers=3),
             columns=("leader_gap", "busiest"),
         ),
@@ -344,10 +356,10 @@ DISTRIBUTION = Experiment(
             (
                 factor("outage", "what happens", (STOPPED,), OUTAGES),
                 fixed("rate", "records a second", 120.0),
-                fixed("seconds", "of load", 2.5, 5.0),
-                fixed("outage_s", "when it happens", 0.5, 1.0),
+                fixed("seconds", "of load", 2.5, 2.5, 5.0),
+                fixed("outage_s", "when it happens", 0.5),
             ),
-            trial_s=12.0,
+            trial_s=6.5,
             timeout_s=120.0,
             needs=Needs(broker_control=True, brokers=3),
             columns=(
@@ -367,28 +379,28 @@ DISTRIBUTION = Experiment(
             "are sent to it steadily.",
             reassignment,
             (
-                fixed("stored", "records there before", 2_000, 20_000),
+                fixed("stored", "records there before", 2_000, 10_000),
                 fixed("rate", "records a second", 100.0),
-                fixed("seconds", "of load", 3.0, 5.0),
+                fixed("seconds", "of load", 2.5, 3.0),
             ),
-            trial_s=8.0,
+            trial_s=3.8,
             timeout_s=90.0,
             needs=Needs(broker_control=True, brokers=3),
             columns=("move_time", "longest_wait", "lost"),
         ),
         Scene(
             "racks",
-            "Three more brokers are started, two in one rack and one in another, or without racks; a topic of two "
-            "copies is made.",
+            "A topic of two copies is made on three brokers without racks; and on three more that are started for it, "
+            "two in one rack and one in another.",
             racks,
             (
                 factor("racks", "whether broker.rack is set", (), (False, True)),
                 fixed("partitions", "of the topic", 24),
             ),
-            trial_s=8.0,
+            trial_s=1.1,
             timeout_s=120.0,
             repetitions=Sized(1, 5, 5),
-            needs=Needs(broker_control=True),
+            needs=Needs(broker_control=True, brokers=3),
             columns=("in_both_racks", "busiest_broker"),
         ),
     ),

@@ -412,13 +412,13 @@ KEYS = Experiment(
             distribution,
             (
                 factor("key", "what is used as key", KINDS, KINDS),
-                factor("partitions", "of the topic", (6,), (6, 12), (1, 6, 12, 48)),
+                factor("partitions", "of the topic", (6,), (6,), (1, 6, 12, 48)),
                 factor("partitioner", "of the client", ("murmur2_random",), ("murmur2_random",)),
-                fixed("records", "sent in a trial", 3_000, 20_000, 100_000),
+                fixed("records", "sent in a trial", 3_000, 10_000, 100_000),
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=1.0,
+            trial_s=0.8,
             columns=("fullest", "split_vehicles", "reordered", "lost", "duplicated"),
         ),
         Scene(
@@ -430,11 +430,11 @@ KEYS = Experiment(
             (
                 factor("key", "what is used as key", ("vehicle", "skewed vehicle"), ("vehicle", "skewed vehicle")),
                 fixed("capacity", "records a second of one consumer", 500, 1_000),
-                fixed("seconds", "of load", 2.0, 4.0, 30.0),
+                fixed("seconds", "of load", 2.0, 2.5, 30.0),
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=4.0,
+            trial_s=3.1,
             allows_loss=True,  # the trial ends with a backlog on purpose
             columns=("hottest_share", "hottest_lag", "neighbour_lag", "other_lag"),
         ),
@@ -444,13 +444,13 @@ KEYS = Experiment(
             "librdkafka keeps to one partition for `sticky_ms` (0: a random one for every record).",
             sticky,
             (
-                factor("sticky_ms", "sticky.partitioning.linger.ms", (0, 10), (0, 10, 100)),
+                factor("sticky_ms", "sticky.partitioning.linger.ms", (0, 10), (0, 10), (0, 10, 100)),
                 fixed("partitions", "of the topic", 12),
                 fixed("linger_ms", "linger.ms", 10),
                 fixed("rate", "records a second", 2_000.0, 5_000.0),
-                fixed("seconds", "of load", 1.0, 2.0, 10.0),
+                fixed("seconds", "of load", 1.0, 1.0, 10.0),
             ),
-            trial_s=4.0,
+            trial_s=1.8,
             columns=("batch_size", "latency_p50"),
         ),
         Scene(
@@ -460,7 +460,7 @@ KEYS = Experiment(
             "partition of each key.",
             disagreement,
             (_PARTITIONS, _VEHICLES),
-            trial_s=3.0,
+            trial_s=2.5,
             columns=("python_agrees", "python_murmur2_agrees"),
         ),
         Scene(
@@ -468,7 +468,7 @@ KEYS = Experiment(
             "Every vehicle sends a record, partitions are added to the topic, every vehicle sends again. Counted: "
             "vehicles that have records in two partitions.",
             growth,
-            (factor("grown_to", "partitions afterwards", (7, 12), (7, 8, 12, 24)), _PARTITIONS, _VEHICLES),
+            (factor("grown_to", "partitions afterwards", (7, 12), (7, 12), (7, 8, 12, 24)), _PARTITIONS, _VEHICLES),
             trial_s=0.8,
             columns=("moved",),
         ),

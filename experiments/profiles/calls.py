@@ -36,6 +36,7 @@ OURS: Final = ("streaming/", "sinks/", "orchestration/", "experiments/")
 CHARGED: Final = pl.Schema({"thread": pl.String, "file": pl.String, "function": pl.String, "seconds": pl.Float64})
 # The frames between the profiler and the role: everything is below them, so they say nothing.
 WRAPPERS: Final = ("experiments/profiles/hosted.py", ":threading.py")
+LOOPS: Final = ("python:selectors.py", "pika/adapters/select_connection.py")  # asyncio's and pika's
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -65,6 +66,8 @@ def named(row: dict[str, Any]) -> str:
 def charged(profs: Sequence[Path]) -> pl.DataFrame:
     """Seconds of each function of ours, with the libraries and built-ins it calls and without our own functions.
 
+    What no function of ours has called (an event loop's own turns) keeps the name of its outermost caller.
+
     All seconds of a thread are in the sum, up to what cProfile itself rounds.
     """
     rows = [
@@ -88,7 +91,7 @@ def _charged(of: Stats) -> dict[tuple[str, str], float]:
         for key, seconds in held.items():
             callers = of[key][4]
             weight = sum(edge[3] for edge in callers.values())
-            if _is_ours(key) or not callers or weight <= 0:
+            if _is_ours(key) or _waits_for_sockets(key) or not callers or weight <= 0:
                 place = (short_path(key[0]), _ADDRESS.sub("", key[2]))
                 charged[place] = charged.get(place, 0.0) + seconds
                 continue
@@ -96,6 +99,11 @@ def _charged(of: Stats) -> dict[tuple[str, str], float]:
                 passed[caller] = passed.get(caller, 0.0) + seconds * edge[3] / weight
         held = {key: seconds for key, seconds in passed.items() if seconds > 1e-9}
     return charged
+
+
+def _waits_for_sockets(key: Key) -> bool:
+    """An event loop's wait: charged to itself, for what calls it also runs the libraries' work."""
+    return short_path(key[0]) in LOOPS and key[2] in {"select", "poll"}
 
 
 def _is_ours(key: Key) -> bool:

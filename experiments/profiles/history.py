@@ -12,8 +12,11 @@ from typing import Final
 
 import polars as pl
 
+from experiments import verdicts
 from experiments.profiles.runs import Profiler, Run, Status
 from experiments.statistics import ENOUGH, Interval, median_interval
+from experiments.verdicts import Verdict
+from streaming.home import Home
 
 LOOKED_BACK: Final = 20
 COSTS: Final = pl.Schema(
@@ -31,6 +34,15 @@ class Judgement:
     says: str
 
 
+def keep_verdict(home: Home, newest: Sequence[Run], judgement: Judgement) -> None:
+    """Note it for `streamgauge status`; without a verdict an earlier one stands."""
+    if judgement.before is not None:
+        last = newest[-1]
+        look = f"streamgauge profile list --role {last.role}"
+        subject = f"{last.role} on {last.broker}"
+        verdicts.keep(home, Verdict(verdicts.REGRESSION, subject, judgement.is_worse, judgement.says, look))
+
+
 def costs(found: Sequence[Run]) -> pl.DataFrame:
     """Each undisturbed (unprofiled), complete run's processor microseconds a record, the oldest first."""
     rows = [
@@ -45,7 +57,9 @@ def judged(newest: Sequence[Run], earlier: Sequence[Run]) -> Judgement:
     """The newest runs' median against the interval of the median of the last comparable ones before them."""
     now = costs(newest)["cpu_us_per_record"].to_list()
     if not now:
-        return Judgement(is_worse=False, now_us=None, before=None, says="nothing was measured: no verdict")
+        return Judgement(
+            is_worse=False, now_us=None, before=None, says="nothing was measured: no records, or no processor time"
+        )
     last = newest[-1]
     alike = [
         each

@@ -8,6 +8,7 @@ cProfile sees the thread that enables it and no other, so each thread gets a pro
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import importlib
@@ -23,6 +24,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+
+from experiments.profiles import alone
+from streaming.home import Home
+from streaming.service import Limits
 
 if sys.version_info >= (3, 12):  # cProfile is one a process there (sys.monitoring); its elder sister is one a thread
     from profile import Profile
@@ -49,12 +54,28 @@ def main(job: dict[str, Any]) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     folder = Path(job["folder"])
+    if codecs := job.get("codecs"):
+        _codecs_alone(job["profiler"], folder, codecs)
+        return
     sys.argv = ["streamgauge", *job["arguments"]]
     _replace_entries(job["profiler"], folder)
+    _say_ready(folder)
+    runpy.run_module("orchestration.cli", run_name="__main__")
+
+
+def _say_ready(folder: Path) -> None:
     scratch = folder / f".{READY}"
     scratch.write_text(str(os.getpid()))
     scratch.replace(folder / READY)
-    runpy.run_module("orchestration.cli", run_name="__main__")
+
+
+def _codecs_alone(profiler: str, folder: Path, job: dict[str, Any]) -> None:
+    """Encode and decode under the profiler; the rows are made before."""
+    home, workload = Home(Path(job["home"])), job["workload"]
+    prepared = alone.blocks(workload["codec"], workload["vehicles"], workload["seed"])
+    limits = Limits(workload["seconds"], workload["messages"])
+    _say_ready(folder)
+    _measured(alone.run, profiler, folder)(home, prepared, limits)
 
 
 def _replace_entries(profiler: str, folder: Path) -> None:
@@ -97,6 +118,9 @@ def _facts(folder: Path) -> Iterator[None]:
 def _under_scalene(_: Path, act: Act) -> None:
     from scalene import scalene_profiler  # noqa: PLC0415 - only where scalene runs us: elsewhere start() ends the process
 
+    # Scalene's signal handler asks asyncio for its policy. Who asks first makes it under a lock: a signal that meets a
+    # role in there would wait for the lock that it has interrupted, for good. So it is made before.
+    asyncio.new_event_loop().close()
     scalene_profiler.start()
     try:
         act()

@@ -33,7 +33,8 @@ ACTIVITIES: Final = (
     Activity(
         "waiting for records",
         r"^streaming/transports/kafka/source\.py:.*\bpoll$|^streaming/transports/kafka/transactions\.py:.*\bpoll$"
-        r"|^streaming/transports/rabbitmq/.*:.*\bpoll$",
+        r"|^streaming/transports/rabbitmq/.*:.*\bpoll$"
+        r"|^python:selectors\.py:select$|^pika/adapters/select_connection\.py:poll$",
         is_waiting=True,
         advice="nothing to do is nothing to speed up: give it more, or let one process read more partitions",
     ),
@@ -62,18 +63,25 @@ ACTIVITIES: Final = (
         advice="fewer, larger transactions: each costs the same 100 ms whatever is in it",
     ),
     Activity(
+        "serving the connection",
+        r"^streaming/transports/rabbitmq/link\.py:_serve$|^rstream/|^pika/|^python:base_events\.py:",
+        advice="the client library's own work on frames: fewer, larger records",
+    ),
+    Activity(
         START,
         r"^streaming/transports/.*(topics|transport|failures)\.py:|^orchestration/roles\.py:"
         r"|^streaming/transports/kafka/source\.py:"
         r"|^streaming/transports/kafka/transactions\.py:.*(__init__|_committed|_snapshot|resume|close|<lambda>)$"
         r"|^streaming/transports/kafka/reading\.py:.*(__init__|polls|_until_end|reader|last_snapshot|all|close)$"
-        r"|^streaming/transports/kafka/publisher\.py:.*__init__$",
+        r"|^streaming/transports/kafka/publisher\.py:.*__init__$"
+        r"|^streaming/transports/rabbitmq/(link|declaring|stream_loop|streams|queues)\.py:",
         is_waiting=True,
         advice="paid once a life; a longer run dilutes it",
     ),
     Activity(
         "making batches of messages",
-        r"^streaming/transports/kafka/(reading|runs)\.py:|^streaming/transports/rabbitmq/.*(reading|runs|source)"
+        r"^streaming/transports/kafka/(reading|runs)\.py:"
+        r"|^streaming/transports/rabbitmq/.*(wire|stream_frames|source)\.py:"
         r"|^streaming/batch\.py:",
         advice="one Python object a message: only a client that hands over buffers would avoid it",
     ),
@@ -95,8 +103,18 @@ ACTIVITIES: Final = (
     Activity("writing files", r"^sinks/formats\.py:", advice="another format or compression; larger slots"),
     Activity(
         "making files durable",
-        r"^sinks/slots\.py:",
+        r"^sinks/slots\.py:|^streaming/durability\.py:",
         advice="larger slots: fsync, link and fsync of the folder are paid once a slot and partition",
+    ),
+    Activity(
+        "keeping repeats out",
+        r"^streaming/identities\.py:|^streaming/transports/rabbitmq/queue_flow\.py:",
+        advice="a queue delivers again what it was not told is done: fewer, larger batches cost fewer joins",
+    ),
+    Activity(
+        "keeping the outbox",
+        r"^streaming/transports/rabbitmq/(outbox|stream_flow)\.py:",
+        advice="fewer, larger commits: each is a file made durable",
     ),
     Activity("gathering rows for a slot", r"^sinks/", advice="larger batches from the broker"),
     Activity(
@@ -111,6 +129,11 @@ ACTIVITIES: Final = (
     ),
     Activity("keeping the ledger", r"^streaming/generators/ledger\.py:", advice="reserve more sequences at once"),
     Activity("simulating the fleet", r"^streaming/generators/", advice="more vehicles a block: it is vectorised"),
+    Activity(
+        "comparing what came back",
+        r"^experiments/profiles/alone\.py:.*\bturn$",
+        advice="the codecs alone are checked as they go: no role pays this",
+    ),
     Activity("keeping the loop", r"^streaming/(service|landing|progress|turns)\.py:", advice="larger polls"),
 )
 _RULES: Final = [(each, re.compile(each.where)) for each in ACTIVITIES]

@@ -11,24 +11,30 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
 from experiments.profiles import calls, hotspots, patterns, results, runs, scenarios, timing
+from experiments.profiles.corners import At
 from experiments.profiles.hotspots import Gain
 from experiments.profiles.runner import Request, brokers, profile
 from experiments.profiles.runs import Profiler, Run, Status
-from experiments.profiles.scenarios import SCENARIOS
+from experiments.profiles.scenarios import SCENARIOS, Scenario
 from streaming.errors import StreamgaugeError
 from streaming.home import PROJECT_ROOT, Home
+from streaming.lab import BROKERS, KAFKA, QUEUES, RABBITMQ_STREAMS
 from streaming.topology import RoleKind
 
 PAGE: Final = PROJECT_ROOT / "docs" / "performance.md"
 FIGURES: Final = PROJECT_ROOT / "docs" / "figures"
 TIMED: Final = ("positions-generator", "means-transformer", "positions-parquet")
 SCALENED: Final = (*TIMED, "alerts-transformer", "position-means-csv")
+RABBITS: Final = (QUEUES, RABBITMQ_STREAMS)
+ON_RABBITS: Final = tuple(each for each in SCENARIOS if each.name in {"transformer-json", "sink-parquet"})
+RABBIT_TIMING_RUNS: Final = 5
 FIGURED: Final = ("producer-json", "transformer-json", "sink-parquet")
 LINES: Final = 6
 CLOSE: Final = 0.1  # leaders whose shares are this near may change places from run to run
@@ -40,13 +46,18 @@ KINDS: Final = {
 
 _LOOPS: Final = """\
 Work of one turn of the loop, waiting apart: a turn sends a block, or takes in a poll (a sink's `main` polls, its
-`sink` thread decodes and writes; a transformer's turn is a transaction). A run is a process of its own on new topics,
-with 100,000 positions; the interval is a bootstrap over runs. p99 is given from 100 turns on. A reasonable number of
-runs follows from these runs' deviation: as many as make the interval ±5 % of the mean, at least ten."""
+`sink` thread decodes and writes; a transformer's turn is a transaction). Waiting is what goes by in calls that poll,
+confirm or commit at the broker, and until something is due; what the client computes in them is waiting too. A run is
+a process of its own on new topics, with 100,000 positions; the interval is a bootstrap over runs. p99 is given from 100
+turns on. A reasonable number of runs follows from these runs' deviation: as many as make the interval ±5 % of the mean,
+at least ten."""
 _SCENES: Final = """\
 Each configuration once under cProfile. *Waiting* is the share of all threads' time; what dominates is of the work.
 Names come from rules over our own functions (`experiments/profiles/patterns.py`). A profile that is mostly waiting is
 flagged: its shares of work are of little time."""
+_RABBITS: Final = """\
+The same backlog on one RabbitMQ node (queues; streams), under cProfile. Its node is not replicated and Kafka's topics
+are, three times: a line here beside one above compares what *our* process does for a record, not the brokers."""
 _CALLS: Final = """\
 Of all threads, frames that only lead to the role left out. Times are the clock's, so calls that wait lead; the call
 that *works* longest is named beside."""
@@ -82,27 +93,47 @@ class Found:
 
 
 def measure(home: Home, *, timing_runs: int = timing.RUNS, say: Say = print) -> Found:
-    """Run everything on one cluster of its own, and note which runs they were."""
+    """Run everything, on brokers started for it: first Kafka's, then RabbitMQ's. Notes which runs they were."""
+    found = Found([], [], [])
     with brokers() as servers:
-        timed = []
-        for number in range(timing_runs):  # in turns, so that what else the machine does meets all roles
-            for name in TIMED:
-                say(f"timing {name}, {number + 1} of {timing_runs}")
-                timed.append(profile(home, Request(name, profiler=Profiler.NONE, scenario="timing"), servers))
-        done = scenarios.run(home, servers, SCENARIOS, say=say)
-        scalened = [profile(home, Request(name, profiler=Profiler.SCALENE), servers, say=say) for name in SCALENED]
-    return Found(done, scalened, timed)
+        _measure_on(home, KAFKA, servers, (SCENARIOS, TIMED, SCALENED), timing_runs, found, say)
+    names = [each.role for each in ON_RABBITS]
+    with brokers(broker=QUEUES) as node:
+        for broker in RABBITS:
+            _measure_on(
+                home, broker, node, (ON_RABBITS, names, names), min(timing_runs, RABBIT_TIMING_RUNS), found, say
+            )
+    return found
+
+
+def _measure_on(
+    home: Home,
+    broker: str,
+    at: At | None,
+    chosen: tuple[Sequence[Scenario], Sequence[str], Sequence[str]],
+    timing_runs: int,
+    found: Found,
+    say: Say,
+) -> None:
+    """Scenarios, timed roles and roles under scalene on one broker, added to what was found."""
+    chosen_scenarios, timed, scalened = chosen
+    for number in range(timing_runs):  # in turns, so that what else the machine does meets all roles
+        for name in timed:
+            say(f"timing {name} on {broker}, {number + 1} of {timing_runs}")
+            found.timed.append(profile(home, Request(name, broker, Profiler.NONE, scenario="timing"), at))
+    found.scenarios.extend(scenarios.run(home, at, chosen_scenarios, broker=broker, say=say))
+    found.scalene.extend(profile(home, Request(name, broker, Profiler.SCALENE), at, say=say) for name in scalened)
 
 
 def collected(home: Home) -> Found:
-    """What lies in the home: the newest run of each scenario and role, every timed one; also of a broken-off call."""
+    """What lies in the home, also of a broken-off call: each scenario's and role's newest run, every timed one."""
     kept = [run for run in runs.listed(home) if run.status is not Status.RUNNING]
     timed = [run for run in kept if run.scenario == "timing" and run.role in TIMED]
-    by_scenario = {run.scenario: run for run in kept if scenarios.of(run)}
-    scalened = {run.role: run for run in kept if run.profiler is Profiler.SCALENE and run.role in SCALENED}
+    by_scenario = {(run.broker, run.scenario): run for run in kept if scenarios.of(run)}
+    scalened = {(run.broker, run.role): run for run in kept if run.profiler is Profiler.SCALENE}
     return Found(
-        [by_scenario[each.name] for each in SCENARIOS if each.name in by_scenario],
-        [scalened[name] for name in SCALENED if name in scalened],
+        [by_scenario[key] for key in product(BROKERS, (each.name for each in SCENARIOS)) if key in by_scenario],
+        [scalened[key] for key in product(BROKERS, SCALENED) if key in scalened],
         timed,
     )
 
@@ -113,6 +144,7 @@ def page(home: Home, found: Found, gains: Sequence[Gain]) -> str:
         _head(found),
         _loops(home, found),
         _scenarios(home, found),
+        _rabbits(home, found),
         _top_calls(home, found),
         _scalene(home, found),
         _figures(home, found),
@@ -154,13 +186,11 @@ def _head(found: Found) -> str:
     machine, versions = first.provenance["machine"], first.provenance["versions"]
     everyone = [*found.timed, *found.scenarios, *found.scalene]
     failed = [run.name for run in everyone if run.status is not Status.COMPLETE]
-    load = [run.provenance["machine"]["load_before"][0] for run in everyone]
     where = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"Linux {machine['kernel']}, Python {machine['python']}, polars {versions['polars']}, "
         f"confluent-kafka {versions['confluent-kafka']}. Three Kafka brokers on the same machine, replication 3."
     )
-    busy = f"Its load before the runs was {min(load):.1f} to {max(load):.1f} on {machine['cores']} cores."
     return "\n".join(
         [
             "# Performance",
@@ -169,15 +199,31 @@ def _head(found: Found) -> str:
             "",
             f"{len(everyone)} runs from {first.began[:16]} UTC on, code {first.provenance['code'][:12]}. {where}",
             "",
-            f"**The machine was shared.** {busy} {_SHARED}",
+            _busy(everyone, machine["cores"]),
             "",
             f"Runs that did not complete: {', '.join(failed) or 'none'}.",
         ]
     )
 
 
+def _busy(everyone: Sequence[Run], cores: int) -> str:
+    """Whether others had the machine too, by its load before the first run; later ones follow a run of ours."""
+    first, *later = (run.provenance["machine"]["load_before"][0] for run in everyone)
+    load = (
+        f"Its load was {first:.1f} before the first run and at most {max(later, default=first):.1f} before later ones"
+    )
+    if first > cores / 2:
+        return f"**The machine was shared.** {load} on {cores} cores. {_SHARED}"
+    return f"The machine was quiet. {load} (these runs' own), on {cores} cores."
+
+
 def _loops(home: Home, found: Found) -> str:
-    rows = [each for name in TIMED for each in timing.timings(home, [run for run in found.timed if run.role == name])]
+    by_place = {
+        (broker, name): [run for run in found.timed if (run.broker, run.role) == (broker, name)]
+        for broker, name in product(BROKERS, TIMED)
+    }
+    placed = [(broker, each) for (broker, _), alike in by_place.items() for each in timing.timings(home, alike)]
+    rows = [each for _, each in placed]
     cost_us = timing.instrument_cost_us()
     shortest_ms = min(each.median_ms for each in rows)
     gaps = [each.worst_gap for each in rows if each.worst_gap is not None]
@@ -186,6 +232,7 @@ def _loops(home: Home, found: Found) -> str:
         f"The instrument costs {cost_us:.2f} µs a turn: {cost_us / 10 / shortest_ms:.3f} % of the shortest median turn."
     )
     shown = timing.table(rows).select(
+        pl.Series("broker", [broker for broker, _ in placed]),
         "role",
         "thread",
         "runs",
@@ -216,7 +263,7 @@ def _loops(home: Home, found: Found) -> str:
 
 
 def _scenarios(home: Home, found: Found) -> str:
-    table = scenarios.table(home, found.scenarios)
+    table = scenarios.table(home, _on_kafka(found.scenarios))
     parts = [
         "## Scenarios: what dominates where",
         "",
@@ -227,20 +274,38 @@ def _scenarios(home: Home, found: Found) -> str:
         shown = rows.select(
             "scenario",
             pl.col("varies").alias("what is different"),
-            pl.col("cpu_us_per_record").alias("CPU µs a record"),
-            pl.col("waiting").mul(100).round(0).cast(pl.Int64).alias("waiting %"),
-            pl.col("bottleneck").alias("leads the work"),
-            pl.col("share_of_work").mul(100).round(0).cast(pl.Int64).alias("% of work"),
-            pl.col("pattern"),
-            pl.when("is_mostly_waiting").then(pl.lit("⚠ mostly waiting")).otherwise(pl.lit("")).alias("flag"),
+            *_reading_columns(),
         )
         parts += ["", f"### {title}", "", _table(shown), "", *_readings(home, found, kind)]
     return "\n".join(parts)
 
 
+def _reading_columns() -> list[pl.Expr]:
+    return [
+        pl.col("cpu_us_per_record").alias("CPU µs a record"),
+        pl.col("waiting").mul(100).round(0).cast(pl.Int64).alias("waiting %"),
+        pl.col("bottleneck").alias("leads the work"),
+        pl.col("share_of_work").mul(100).round(0).cast(pl.Int64).alias("% of work"),
+        pl.col("pattern"),
+        pl.when("is_mostly_waiting").then(pl.lit("⚠ mostly waiting")).otherwise(pl.lit("")).alias("flag"),
+    ]
+
+
+def _rabbits(home: Home, found: Found) -> str:
+    table = scenarios.table(home, [run for run in found.scenarios if run.broker != KAFKA])
+    if table.is_empty():
+        return "## On RabbitMQ\n\nNot measured in this run."
+    shown = table.select("broker", "role", *_reading_columns())
+    return "\n\n".join(["## On RabbitMQ", _RABBITS, _table(shown)])
+
+
+def _on_kafka(found: Sequence[Run]) -> list[Run]:
+    return [run for run in found if run.broker == KAFKA]
+
+
 def _readings(home: Home, found: Found, kind: RoleKind) -> Iterator[str]:
     """A sentence a scenario of this kind, by the rules."""
-    for run in found.scenarios:
+    for run in _on_kafka(found.scenarios):
         scenario = scenarios.of(run)
         activities = results.read(runs.folder_of(home, run), results.ACTIVITIES)
         is_told = run.status is Status.COMPLETE and activities is not None and len(activities)
@@ -258,7 +323,7 @@ def _top_calls(home: Home, found: Found) -> str:
         table = results.read(runs.folder_of(home, run), results.CALLS)
         if table is None:
             continue
-        parts += ["", f"### {run.role}"]
+        parts += ["", f"### {_placed(run)}"]
         works = calls.working(table).row(0, named=True)
         parts += ["", f"Works longest: `{calls.named(works)}`, {works['own_s']:.3f} s in {works['calls']:,} calls.", ""]
         parts += ["| | by own time | by cumulative time | by calls |", "|---|---|---|---|"]
@@ -294,14 +359,22 @@ def _scalene(home: Home, found: Found) -> str:
         )
         parts += [
             "",
-            f"### {run.role}: {run.cpu_us_per_record or 0:.1f} µs of processor a record, {run.peak_rss_mb:.0f} MB",
+            f"### {_placed(run)}: {_cell(run.cpu_us_per_record)} µs of processor a record, {_cell(run.peak_rss_mb)} MB",
         ]
         parts += ["", _table(hot.head(LINES)), "", patterns.verdict(activities).says]
-        twin = next((each for each in found.scenarios if (each.role, each.workload) == (run.role, run.workload)), None)
+        twin = next((each for each in found.scenarios if _alike(each, run)), None)
         theirs = None if twin is None else results.read(runs.folder_of(home, twin), results.ACTIVITIES)
         if theirs is not None and len(theirs):
             parts += ["", f"cProfile and scalene {agreement(theirs, activities)}."]
     return "\n".join(parts)
+
+
+def _placed(run: Run) -> str:
+    return run.role if run.broker == KAFKA else f"{run.role} on {run.broker}"
+
+
+def _alike(one: Run, other: Run) -> bool:
+    return (one.role, one.broker, one.workload) == (other.role, other.broker, other.workload)
 
 
 def _working_lines(lines: pl.DataFrame) -> pl.DataFrame:
@@ -311,10 +384,10 @@ def _working_lines(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pictured(found: Found) -> Iterator[tuple[Run, str]]:
-    for run in found.scenarios:
+    for run in _on_kafka(found.scenarios):
         if run.scenario in FIGURED:
             yield run, f"performance-{run.scenario}.png"
-    for run in (each for each in found.scalene if each.role in ("means-transformer", "positions-parquet")):
+    for run in (each for each in _on_kafka(found.scalene) if each.role in ("means-transformer", "positions-parquet")):
         yield run, f"performance-scalene-{run.role}.png"
 
 

@@ -30,14 +30,14 @@ ORDER_NAMES: Final = {"own_s": "own time", "cumulative_s": "cumulative time", "c
 def listing(found: list[Run]) -> Table:
     """All runs, the newest at the end, where the eye is."""
     table = Table(title="profile runs")
-    for name in ("run", "role", "with", "records", "seconds", "CPU s", "waiting", "CPU µs a record", "status"):
-        table.add_column(name, justify="left" if name in {"run", "role", "with", "status"} else "right", no_wrap=True)
+    words = {"run", "broker", "status"}  # the run's name says role and profiler
+    for name in ("run", "broker", "records", "seconds", "CPU s", "waiting", "CPU µs a record", "status"):
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
     for run in found:
         waiting = f"{run.waited_s / run.loop_s:.0%}" if run.loop_s and run.waited_s is not None else ""
         table.add_row(
             run.name,
-            run.role,
-            str(run.profiler),
+            run.broker,
             f"{run.records:,}",
             number(run.wall_s),
             number(run.cpu_s),
@@ -215,12 +215,16 @@ def comparison(first: Run, second: Run, tables: tuple[pl.DataFrame, pl.DataFrame
             number(row["b_us"]),
             ratio(row["a_us"], row["b_us"]),
         )
-    remarks = [_difference(first, second)] if first.role != second.role or first.profiler != second.profiler else []
-    return Group(table, *remarks)
+    return Group(table, *_differences(first, second))
 
 
 def compared(first: Run, second: Run, tables: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
-    """Activities of both runs in microseconds a record: activity, is_waiting, a_us, b_us; the dearest first."""
+    """Activities of both runs in microseconds a record: activity, is_waiting, a_us, b_us; the dearest first.
+
+    None of a pair of which one ran under no profiler: nothing is known then, which is not 0.
+    """
+    if any(table.is_empty() for table in tables):
+        tables = (tables[0].clear(), tables[1].clear())
     per = [
         table.select("activity", "is_waiting", (pl.col("seconds") * 1e6 / max(run.records, 1)).alias(name))
         for run, table, name in zip((first, second), tables, ("a_us", "b_us"), strict=True)
@@ -307,7 +311,12 @@ def _legend() -> Text:
     return text
 
 
-def _difference(first: Run, second: Run) -> Text:
-    return Text(
-        f"beware: A is {first.role} under {first.profiler}, B is {second.role} under {second.profiler}", style="yellow"
-    )
+def _differences(first: Run, second: Run) -> list[Text]:
+    """Whatever else is not the same in both: a cost that differs may come from there."""
+    pairs = {
+        "role": (first.role, second.role),
+        "broker": (first.broker, second.broker),
+        "profiler": (first.profiler, second.profiler),
+        "workload": (first.workload.says, second.workload.says),
+    }
+    return [Text(f"beware: {name}: A {a}, B {b}", style="yellow") for name, (a, b) in pairs.items() if a != b]

@@ -24,13 +24,17 @@ import psutil
 
 from experiments import provenance
 from experiments.profiles import hosted, runs
+from experiments.profiles.alone import CODECS
+from experiments.profiles.corners import At
 from experiments.profiles.results import build
 from experiments.profiles.runs import Profiler, Run, Status, Workload
-from experiments.profiles.stage import Stage, insist, stage
+from experiments.profiles.stage import NO_BROKER, Stage, insist, possible, stage
 from streaming.cluster import tether
 from streaming.cluster.kafka import DisposableCluster
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
+from streaming.errors import UsageError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.topology import role
+from streaming.lab import KAFKA
 from streaming.turns import SUFFIX
 
 SCALENE_JSON: Final = "scalene.json"
@@ -56,58 +60,79 @@ class Request:
 
 
 @contextlib.contextmanager
-def brokers(bootstrap_servers: str | None = None) -> Iterator[str]:
-    """The address of a cluster to profile on: the one that is given, or three brokers started for it and then ended."""
-    if bootstrap_servers is not None:
+def brokers(bootstrap_servers: str | None = None, *, broker: str = KAFKA) -> Iterator[At | None]:
+    """Where to profile: the Kafka cluster that is given, or brokers started for it and then ended; None: no broker.
+
+    UsageError for Kafka's address with another broker.
+    """
+    insist_on_kafka(bootstrap_servers, broker)
+    if broker == NO_BROKER:
+        yield None
+    elif bootstrap_servers is not None:
         yield bootstrap_servers
-        return
-    with DisposableCluster() as cluster:
-        yield cluster.bootstrap_servers
+    elif broker == KAFKA:
+        with DisposableCluster() as cluster:
+            yield cluster.bootstrap_servers
+    else:
+        with DisposableRabbitMQ() as node:
+            yield node
+
+
+def insist_on_kafka(bootstrap_servers: str | None, broker: str) -> None:
+    """UsageError for Kafka's address with another broker; to be asked for all before anything is started."""
+    if bootstrap_servers is not None and broker not in {KAFKA, NO_BROKER}:
+        raise UsageError(
+            f"--bootstrap-servers is a Kafka cluster's address; on {broker} a node is started for profiles"
+        )
 
 
 def profile(
     home: Home,
     request: Request,
-    servers: str,
+    at: At | None,
     *,
     stop: threading.Event | None = None,
     say: Say = lambda _: None,
 ) -> Run:
-    """Profile a role on the cluster at `servers`; the run with everything it measured on disk.
+    """Profile a role on the broker at `at`; the run with everything it measured on disk.
 
     Setting `stop` ends it early: the run is `interrupted` and keeps its profile. UsageError for what can't be profiled.
+    BrokerUnavailable also when something of the run is left on the broker: it is `failed` then, with all it measured.
     """
-    chosen, stop = role(request.role), stop or threading.Event()
-    insist(chosen, request.broker, request.workload)
+    stop = stop or threading.Event()
+    insist(request.role, request.broker, request.workload)
+    request = replace(request, workload=possible(request.role, request.workload))
     run = _begun(home, request)
     folder = runs.write(home, run)
     try:
         say(f"{request.role}: preparing {request.workload.says}")
-        with stage(home, chosen, request.broker, request.workload, servers, run.name) as made:
+        with stage(home, request.role, request.broker, request.workload, at, run.name, stop) as made:
             ending = _hosted(made, folder, request.profiler, stop, say)
             run = _finished(run, made, folder, ending)
             if run.status is not Status.FAILED:
                 _keep_turns(made, folder)
     except BaseException as error:
         status = Status.FAILED if isinstance(error, Exception) else Status.INTERRUPTED
-        run = replace(run, status=status, ended=provenance.now(), reason=str(error) or repr(error))
+        reason = "; ".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
+        run = replace(run, status=status, ended=provenance.now(), reason=reason)
         runs.write(home, run)
-        if status is Status.INTERRUPTED:
+        if (folder / hosted.FACTS).exists():
             build(folder, run)
         raise
     say(f"{request.role}: making tables and figures")
+    runs.write(home, run)  # first: whatever ends us while tables are made, how the run ended is known
     build(folder, run)
-    runs.write(home, run)
     runs.forget_old(home)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How the role's process ended: its exit code, and why it was told to, if it was."""
+    """How the role's process ended: its exit code, why it was told to, if it was, and whether its work had begun."""
 
     exit_code: int
     reason: str | None
+    has_begun: bool = True
 
 
 def _begun(home: Home, request: Request) -> Run:
@@ -133,13 +158,15 @@ def _begun(home: Home, request: Request) -> Run:
 
 def _hosted(made: Stage, folder: Path, profiler: Profiler, stop: threading.Event, say: Say) -> _Ending:
     """Run the role's process to its end."""
-    job = {"profiler": str(profiler), "folder": str(folder), "arguments": made.arguments()}
+    job: dict[str, Any] = {"profiler": str(profiler), "folder": str(folder), "arguments": made.arguments()}
+    if made.role is None:
+        job["codecs"] = {"home": str(made.home.root), "workload": asdict(made.workload)}
     (folder / JOB).write_text(json.dumps(job, indent=2) + "\n")
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             tether.tethered(_command(folder, profiler)),
             cwd=folder,
-            env={**os.environ, tether.PARENT: str(os.getpid()), "STREAMGAUGE_TURNS": "1", "COLUMNS": "120"},
+            env=tether.environment({"STREAMGAUGE_TURNS": "1", "COLUMNS": "120"}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -167,13 +194,17 @@ def _watched(process: subprocess.Popen[bytes], made: Stage, folder: Path, stop: 
     ready, reason = folder / hosted.READY, None
     deadline = time.monotonic() + STARTING_S
     while process.poll() is None and not ready.exists():
-        if stop.is_set() or time.monotonic() > deadline:
-            return _Ending(-signal.SIGKILL, "stopped before the role had begun" if stop.is_set() else "never began")
+        if stop.is_set():
+            return _Ending(-signal.SIGKILL, "stopped before the role had begun", has_begun=False)
+        if time.monotonic() > deadline:
+            return _Ending(-signal.SIGKILL, "never began")
         stop.wait(_LOOK_S)
-    say(f"{made.role.name}: runs")
+    say(f"{made.role.name if made.role else CODECS}: runs")
     made.begin_feeding()
     deadline = time.monotonic() + (made.workload.seconds or PATIENCE_S) + ENDING_S
     while process.poll() is None:
+        if made.fault is not None:
+            raise made.fault
         if stop.is_set() or time.monotonic() > deadline:
             reason = "interrupted" if stop.is_set() else "not done in time"
             _tell(int(ready.read_text()), process)
@@ -202,11 +233,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 def _finished(run: Run, made: Stage, folder: Path, ending: _Ending) -> Run:
     """The run as its process left it."""
     facts, progress = _json(folder / hosted.FACTS), _json(_progress_path(made))
-    is_kept = bool(facts)
     status = Status.COMPLETE if ending.exit_code == 0 and ending.reason is None else Status.INTERRUPTED
-    if not is_kept or (ending.exit_code != 0 and ending.reason is None):
+    if ending.has_begun and (not facts or (ending.exit_code != 0 and ending.reason is None)):
         status = Status.FAILED
-    reason = ending.reason or (None if status is Status.COMPLETE else _last_line(folder / LOG))
+    reason = ending.reason or (None if status is Status.COMPLETE else _last_words(folder / LOG))
     return replace(
         run,
         status=status,
@@ -225,13 +255,14 @@ def _finished(run: Run, made: Stage, folder: Path, ending: _Ending) -> Run:
 
 
 def _progress_path(made: Stage) -> Path:
-    return next(iter(sorted(made.home.run.glob("*.json"))), made.home.run / f"{made.role.name}.json")
+    return next(iter(sorted(made.home.run.glob("*.json"))), made.home.run / "none.json")
 
 
 def _keep_turns(made: Stage, folder: Path) -> None:
     """The loops' turns as raw numbers, named after their thread: main, or sink."""
+    service = _progress_path(made).stem  # of RabbitMQ's roles it has a dot itself
     for path in made.home.run.glob(f"*{SUFFIX}"):
-        thread = path.name.removesuffix(SUFFIX).partition(".")[2] or hosted.MAIN
+        thread = path.name.removesuffix(SUFFIX).removeprefix(service).lstrip(".") or hosted.MAIN
         (folder / f"{thread}{SUFFIX}").write_bytes(path.read_bytes())
 
 
@@ -243,9 +274,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _last_line(path: Path) -> str:
+def _last_words(path: Path) -> str:
+    """What the role said last; scalene tells after it where the profile lies."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    own = [line for line in lines if line.startswith("streamgauge: ")]
+    return (own or lines or ["it said nothing"])[-1].strip()
 
 
 def survivors(folder: Path) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -152,17 +152,23 @@ def listed(home: Home) -> list[Run]:
     return [run for path in sorted(root(home).glob(f"*/{META}")) if (run := _read(path)) is not None]
 
 
-def found(home: Home, name: str, *, role: str | None = None) -> Run:
-    """The run of this name, of a beginning that only it has, or the latest (of a role); UsageError if there is none."""
-    runs = [run for run in listed(home) if role is None or run.role == role]
-    if name == LATEST:
-        matching = runs[-1:]
+def found(home: Home, name: str, *, role: str | None = None, holding: Sequence[str] = ()) -> Run:
+    """The run of this name or of a beginning that only it has, or the latest one (of a role: its name will do).
+
+    `holding`: the latest one that has left one of these files, if any has. UsageError if there is no such run.
+    """
+    runs = [run for run in listed(home) if role in {None, run.role}]
+    of_role = [run for run in runs if run.role == name]
+    if name == LATEST or of_role:
+        latest = of_role or runs
+        able = [run for run in latest if any((folder_of(home, run) / each).exists() for each in holding)]
+        matching = (able or latest)[-1:]
     else:
         matching = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(matching) == 1:
         return matching[0]
     known = ", ".join(run.name for run in (matching or runs)[-5:]) or "none yet: streamgauge profile run ROLE"
-    says = "fits several runs" if matching else "is no run"
+    says = "fits several runs" if matching else "is no run, and no role that was profiled"
     raise UsageError(f"{name!r} {says}; the newest: {known}")
 
 

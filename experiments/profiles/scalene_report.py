@@ -91,13 +91,13 @@ def write_html(report: Path, folder: Path) -> Path | None:
 
 
 def short_path(path: str) -> str:
-    """A file's path from the project's root, or from its site-packages."""
+    """A file's path from the project's root or from site-packages; `python:FILE` in the standard library."""
     root = f"{PROJECT_ROOT}{os.sep}"
     if "site-packages" in path:
         return path.partition(f"site-packages{os.sep}")[2]
     if path.startswith(root):
         return path.removeprefix(root)
-    return f"{Path(sys.prefix).name}:{Path(path).name}" if os.sep in path else path
+    return f"python:{Path(path).name}" if os.sep in path else path
 
 
 def _line(path: str, line: dict[str, Any], functions: list[tuple[int, str]]) -> dict[str, Any]:

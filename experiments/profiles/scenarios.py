@@ -13,6 +13,7 @@ from typing import Final
 import polars as pl
 
 from experiments.profiles import calls, patterns, results, runs
+from experiments.profiles.corners import At
 from experiments.profiles.runner import Request, profile
 from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
 from streaming.home import Home
@@ -71,7 +72,7 @@ SCENARIOS: Final = (
 
 def run(
     home: Home,
-    servers: str,
+    at: At | None,
     chosen: Sequence[Scenario] = SCENARIOS,
     *,
     broker: str = "kafka",
@@ -85,7 +86,7 @@ def run(
             break
         said = f"{place} of {len(chosen)}, {each.name}: "
         request = Request(each.role, broker, Profiler.CPROFILE, each.workload, each.name)
-        found.append(profile(home, request, servers, stop=stop, say=lambda text, said=said: say(said + text)))  # type: ignore[misc]
+        found.append(profile(home, request, at, stop=stop, say=lambda text, said=said: say(said + text)))  # type: ignore[misc]
     return found
 
 
@@ -109,6 +110,7 @@ def _row(home: Home, run: Run) -> dict[str, object] | None:
     return {
         "scenario": run.scenario,
         "role": run.role,
+        "broker": run.broker,
         "kind": str(role(run.role).kind),
         "varies": scenario.varies if scenario else "",
         "records": run.records,

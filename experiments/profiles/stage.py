@@ -1,6 +1,7 @@
-"""Where a role is profiled: real brokers, topics behind a prefix of its own, a home of its own, and records to work on.
+"""Where a role is profiled: real brokers, a corner of them for itself, a home of its own, and records to work on.
 
-Invariant: the running application is never touched, and when a stage is closed its topics, groups and home are gone.
+Invariant: the running application is never touched, and when a stage is closed its topics, queues, groups and home are
+gone, or closing it says what is left. The codecs alone need no broker: their stage is a home and nothing else.
 """
 
 from __future__ import annotations
@@ -11,51 +12,53 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import psutil
-from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import AdminClient
 
-from experiments.lab import produce
-from experiments.profiles import inputs, runs
+from experiments.profiles import alone, inputs, runs
+from experiments.profiles.corners import At, Corner, corner
 from experiments.profiles.runs import Load, Workload
+from streaming import lab as labs
+from streaming.codecs import CODECS
 from streaming.errors import BrokerUnavailable, UsageError
 from streaming.generators.replay import SHIPPED
 from streaming.home import Home
-from streaming.lab import Lab
-from streaming.topology import STREAMS, Role, RoleKind
-from streaming.transports.kafka import KafkaTransport
-from streaming.transports.kafka.settings import PRODUCER
+from streaming.topology import ROLES, STREAMS, Role, RoleKind, role
 
-BROKERS: Final = ("kafka",)
-ADMIN_S: Final = 20.0
-FILL_S: Final = 120.0
+BROKERS: Final = labs.BROKERS
+NO_BROKER: Final = "none"
+SUBJECTS: Final = (*ROLES, alone.CODECS)  # all that can be profiled
 BURST_EVERY_S: Final = 2.0
 FEED_EVERY_S: Final = 0.05
 
 
+def broker_of(subject: str, asked: str) -> str:
+    """On which broker the subject is profiled: as asked; the codecs on none."""
+    return NO_BROKER if subject == alone.CODECS else asked
+
+
 @dataclass
 class Stage:
-    """A role's surroundings for one run."""
+    """A role's surroundings for one run; of the codecs alone (`role` None) there is no corner."""
 
-    role: Role
+    role: Role | None
     workload: Workload
     home: Home
-    lab: Lab
-    _stop: threading.Event = field(default_factory=threading.Event)
+    broker: str
+    corner: Corner | None
+    stop: threading.Event = field(default_factory=threading.Event)  # set by whoever wants the run to end early
+    fault: Exception | None = None  # why feeding ended early
+    _closing: threading.Event = field(default_factory=threading.Event)
     _feeder: threading.Thread | None = None
 
-    @property
-    def transport(self) -> KafkaTransport:
-        """The stage's own corner of the cluster."""
-        return KafkaTransport(self.lab.kafka, prefix=self.lab.prefix)
-
     def arguments(self) -> list[str]:
-        """The command line that runs the role, by itself until its workload is done."""
-        words = [*self._command(), "--home", str(self.home.root)]
+        """The command line that runs the role, by itself until its workload is done; empty for the codecs."""
+        if self.role is None:
+            return []
+        words = [*self._command(self.role), "--home", str(self.home.root), "--broker", self.broker]
         if self.workload.messages is not None:
             words += ["--messages", str(self.workload.messages)]
         if self.workload.seconds is not None:
@@ -63,14 +66,17 @@ class Stage:
         return words
 
     def prepare(self) -> None:
-        """Make the topics, fill what the role reads; a load with a rate is fed from now on by begin_feeding()."""
+        """Make the streams, fill what the role reads; a load with a rate is fed from now on by begin_feeding()."""
+        if self.role is None or self.corner is None:
+            return
+        self.corner.lab(self.workload, self.home).save(self.home)
         wanted = {*self.role.reads, *self.role.looks_up, *self.role.writes}
-        transport = self.transport
-        transport.create([STREAMS[name] for name in sorted(wanted)], replication=self.lab.replication)
-        if self.role.looks_up:
-            self._send("vehicles", self.workload.vehicles)
+        self.corner.create([STREAMS[name] for name in sorted(wanted)])
+        given = dict.fromkeys(self.role.looks_up, self.workload.vehicles)
         if self.role.reads and self.workload.load is Load.BACKLOG:
-            self._send(self.role.reads[0], self.records_at_most)
+            given[self.role.reads[0]] = self.records_at_most
+        for name, count in given.items():
+            self._send(self.corner, name, count)
 
     @property
     def records_at_most(self) -> int:
@@ -78,116 +84,115 @@ class Stage:
         work = self.workload
         if work.messages is not None:
             return work.messages
-        assert work.seconds is not None  # noqa: S101 - one of them ends the run: request() sees to it
-        return round(work.seconds * (work.rate_hz if work.load is not Load.BACKLOG else 200_000))
+        assert work.seconds is not None  # noqa: S101 - one of them ends the run: insist() sees to it
+        fastest_hz = self.corner.fill_rate_hz if self.corner else 0
+        return round(work.seconds * (work.rate_hz if work.load is not Load.BACKLOG else fastest_hz))
 
     def begin_feeding(self) -> None:
         """Send the load at its rate, on a thread of this process, until the stage is closed."""
-        if self.role.reads and self.workload.load is not Load.BACKLOG:
-            self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
+        if self.role and self.corner and self.role.reads and self.workload.load is not Load.BACKLOG:
+            feeding = (self.corner, self.role.reads[0])
+            self._feeder = threading.Thread(target=self._feed, args=feeding, name="feeder", daemon=True)
             self._feeder.start()
 
     def close(self) -> None:
-        """Leave nothing: no topic, no group, no file."""
-        self._stop.set()
+        """Leave nothing: no topic, no queue, no group, no file. BrokerUnavailable when the broker keeps something."""
+        self._closing.set()
         if self._feeder is not None:
             self._feeder.join()
-        with contextlib.suppress(BrokerUnavailable, KafkaException):
-            sweep(self.lab.kafka, self.lab.prefix)
         shutil.rmtree(self.home.root, ignore_errors=True)
+        if self.corner is not None:
+            self.corner.sweep()
 
-    def _command(self) -> list[str]:
-        if self.role.kind is RoleKind.TRANSFORMER:
-            return ["transform", self.role.name.removesuffix("-transformer")]
-        if self.role.kind is RoleKind.SINK:
-            return ["sink", self.role.name]
+    def _command(self, of: Role) -> list[str]:
+        if of.kind is RoleKind.TRANSFORMER:
+            return ["transform", of.name.removesuffix("-transformer")]
+        if of.kind is RoleKind.SINK:
+            return ["sink", of.name]
         is_free = self.workload.load is Load.BACKLOG
-        if self.role.name == "recording-replay":
+        if of.name == "recording-replay":
             return ["produce", "positions", "--replay", str(SHIPPED), "--loop", "--speed", "max" if is_free else "10"]
         pace = "max" if is_free else f"{self.workload.rate_hz / self.workload.vehicles:g}"
-        return ["produce", self.role.writes[0], *([] if self.role.writes[0] == "vehicles" else ["--rate", pace])]
+        return ["produce", of.writes[0], *([] if of.writes[0] == "vehicles" else ["--rate", pace])]
 
-    def _send(self, name: str, count: int) -> None:
+    def _send(self, to: Corner, name: str, count: int) -> None:
         values, keys = self._payloads(name, count)
-        producer = self._producer("profile-filler")
-        for value, key in zip(values, keys, strict=True):
-            produce(producer, self.lab.prefix + name, value=value, key=key)
-        if left := producer.flush(FILL_S):
-            raise BrokerUnavailable(f"{left} records of {name} are not confirmed")
-
-    def _producer(self, client: str) -> Producer:
-        """As the application's, but silent: its topics go before it does."""
-        own = {"bootstrap.servers": self.lab.kafka, "client.id": client, "log_level": 0}
-        return Producer({**PRODUCER, **own})
+        with contextlib.closing(to.sender("profile-filler", self.stop.is_set)) as sender:
+            sender.send(name, values, keys)
+            sender.confirm()
 
     def _payloads(self, name: str, count: int) -> tuple[list[bytes], list[bytes]]:
         work = self.workload
-        return inputs.encoded(name, count, work.vehicles, work.seed, work.codec)
+        made = inputs.encoded(name, count, work.vehicles, work.seed, work.codec)
+        if count and not made[0]:
+            raise UsageError(f"a fleet of {work.vehicles} vehicles with seed {work.seed} gives no {name} to work on")
+        return made
 
-    def _feed(self) -> None:
+    def _feed(self, to: Corner, name: str) -> None:
         """Open loop: record i is due at i / rate; a burst holds back what is due and sends it at once."""
-        name, every_s = self.role.reads[0], BURST_EVERY_S if self.workload.load is Load.BURST else FEED_EVERY_S
-        values, keys = self._payloads(name, self.records_at_most)
-        producer, began_s, sent = self._producer("profile-feeder"), time.monotonic(), 0
-        while sent < len(values) and not self._stop.wait(every_s):
-            due = min(round((time.monotonic() - began_s) * self.workload.rate_hz), len(values))
-            for place in range(sent, due):
-                produce(producer, self.lab.prefix + name, value=values[place], key=keys[place])
-            sent = due
-        producer.flush(ADMIN_S)
+        every_s = BURST_EVERY_S if self.workload.load is Load.BURST else FEED_EVERY_S
+        try:
+            values, keys = self._payloads(name, self.records_at_most)
+            with contextlib.closing(to.sender("profile-feeder", self._closing.is_set)) as sender:
+                began_s, sent = time.monotonic(), 0
+                while sent < len(values) and not self._closing.wait(every_s):
+                    due = min(round((time.monotonic() - began_s) * self.workload.rate_hz), len(values))
+                    sender.send(name, values[sent:due], keys[sent:due])
+                    sent = due
+                sender.confirm()
+        except Exception as error:  # noqa: BLE001 - raised by whoever waits for the role: it would wait in vain
+            self.fault = error
 
 
 @contextlib.contextmanager
-def stage(home: Home, role: Role, broker: str, workload: Workload, servers: str, name: str) -> Iterator[Stage]:
-    """A stage of this name on the cluster at `servers`. UsageError for what can't be profiled."""
-    insist(role, broker, workload)
+def stage(
+    home: Home, subject: str, broker: str, workload: Workload, at: At | None, name: str, stop: threading.Event
+) -> Iterator[Stage]:
+    """A stage of this name on the broker at `at` (None for the codecs). UsageError for what can't be profiled.
+
+    Setting `stop` ends the preparations early. BrokerUnavailable at the end when something is left on the broker.
+    """
+    insist(subject, broker, workload)
     sweep_leftovers(home)
     own = Home(runs.root(home) / f".stage-{os.getpid()}-{name}").open()
-    copies = min(
-        3, len(AdminClient({"bootstrap.servers": servers, "log_level": 0}).list_topics(timeout=ADMIN_S).brokers)
-    )
-    lab = Lab(
-        bootstrap_servers=servers,
-        replication=copies,
-        codec=workload.codec,
-        vehicles=workload.vehicles,
-        seed=workload.seed,
-        prefix=f"profile-{name}-",
-    )
-    lab.save(own)
-    made = Stage(role, workload, own, lab)
+    chosen = None if subject == alone.CODECS else role(subject)
+    place = corner(broker, at, chosen, f"profile-{name}-") if chosen is not None and at is not None else None
+    made = Stage(chosen, workload, own, broker, place, stop)
     try:
         made.prepare()
         yield made
-    finally:
-        made.close()
+    except BaseException as error:
+        try:
+            made.close()
+        except BrokerUnavailable as left:
+            error.add_note(str(left))  # what went wrong first is what is raised
+        raise
+    made.close()
 
 
-def insist(role: Role, broker: str, workload: Workload) -> None:
+def insist(subject: str, broker: str, workload: Workload) -> None:
     """UsageError when this can't be profiled, before anything is started."""
-    if broker not in BROKERS:
+    if subject not in SUBJECTS:
+        raise UsageError(f"there is no {subject!r} to profile; there are {', '.join(SUBJECTS)}")
+    if broker not in BROKERS and not (subject == alone.CODECS and broker == NO_BROKER):
         raise UsageError(f"--broker {broker}: profiles run on {', '.join(BROKERS)}")
-    if workload.load is Load.BURST and role.kind is RoleKind.GENERATOR:
-        raise UsageError(f"{role.name} makes its own load: backlog (as fast as it can) or steady, no burst")
     if workload.messages is None and workload.seconds is None:
         raise UsageError("a profile needs an end: messages, or seconds")
     if workload.rate_hz <= 0 or workload.vehicles < 1:
         raise UsageError(f"rate_hz {workload.rate_hz:g}, vehicles {workload.vehicles}: both above 0")
+    if workload.codec not in CODECS:
+        raise UsageError(f"codec {workload.codec}: there is {', '.join(CODECS)}")
+    if subject == alone.CODECS and workload.load is not Load.BACKLOG:
+        raise UsageError("the codecs alone have no load: they go as fast as they can")
+    if subject in ROLES and ROLES[subject].kind is RoleKind.GENERATOR and workload.load is Load.BURST:
+        raise UsageError(f"{subject} makes its own load: backlog (as fast as it can) or steady, no burst")
 
 
-def sweep(servers: str, prefix: str) -> None:
-    """Delete every topic and group behind the prefix."""
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    topics = [name for name in admin.list_topics(timeout=ADMIN_S).topics if name.startswith(prefix)]
-    groups = [each.group_id for each in admin.list_consumer_groups().result(ADMIN_S).valid]
-    mine = [group for group in groups if group.startswith(prefix)]
-    for futures in (
-        admin.delete_topics(topics) if topics else {},
-        admin.delete_consumer_groups(mine) if mine else {},
-    ):
-        for future in futures.values():
-            with contextlib.suppress(KafkaException):  # a static member that has just gone keeps its group for a while
-                future.result(ADMIN_S)
+def possible(subject: str, workload: Workload) -> Workload:
+    """The workload as far as there is one: the fleet's reference data is published once, a record a vehicle."""
+    if subject == "vehicles-generator" and workload.messages is not None:
+        return replace(workload, messages=min(workload.messages, workload.vehicles))
+    return workload
 
 
 def sweep_leftovers(home: Home) -> None:
