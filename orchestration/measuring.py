@@ -56,7 +56,7 @@ def measure(request: Request, home: Home, say: Callable[[str], None]) -> Run:
 def _start(request: Request, home: Home) -> subprocess.Popen[str]:
     return subprocess.Popen(
         tether.tethered([sys.executable, "-m", "experiments.launch", str(home.root), request.dump()]),
-        env={**os.environ, tether.PARENT: str(os.getpid())},
+        env=tether.environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -15,21 +15,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from orchestration.brokers import address_of
 from streaming.cluster import listeners
+from streaming.cluster import rabbitmq as nodes
 from streaming.cluster.kafka import DisposableCluster
-from streaming.errors import StreamgaugeError
+from streaming.cluster.rabbitmq import OPERATOR, DisposableRabbitMQ
+from streaming.errors import BrokerUnavailable, StreamgaugeError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import Lab
+from streaming.lab import QUEUES, Lab
+from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.declaring import channel_of
 
 FOLDER: Final = PROJECT_ROOT / "docs" / "notebooks"
 PAGE: Final = PROJECT_ROOT / "docs" / "exercises.md"
 FIGURES: Final = PROJECT_ROOT / "docs" / "figures"
-NAMES: Final = ("send", "receive", "exercises")
+NAMES: Final = ("send", "receive", "exercises", "rabbitmq")
 PAGE_OF: Final = "exercises"
 _CELL_TIMEOUT_S: Final = 240
 _ORIGIN: Final = "<!-- written from docs/notebooks/exercises.ipynb by `make notebooks`; change that -->\n"
@@ -69,6 +74,35 @@ def any_brokers() -> Brokers:
     if listeners.survey(lab.kafka).is_answered:
         return LabBrokers(lab.kafka)
     return own_brokers()
+
+
+@dataclass(frozen=True, slots=True)
+class RabbitNode:
+    """A RabbitMQ node that a notebook talks to. `own`: it is the notebook's, and ends with close() or the kernel."""
+
+    address: Address
+    own: DisposableRabbitMQ | None = None
+
+    def close(self) -> None:
+        """Let go; the lab's node goes on."""
+        if self.own:
+            self.own.close()
+
+
+def any_rabbitmq() -> RabbitNode:
+    """A node of the lab's RabbitMQ (STREAMGAUGE_HOME) that answers, else one of this notebook's own.
+
+    SetupError with what to type where RabbitMQ is missing and cannot be installed from here.
+    """
+    home = Home.locate(os.environ)
+    if (lab := Lab.load(home)).uses_rabbitmq:
+        with suppress(BrokerUnavailable):
+            for address in address_of(home, lab, QUEUES, OPERATOR).nodes:
+                with suppress(BrokerUnavailable), channel_of(address):
+                    return RabbitNode(address)
+    nodes.install(print)
+    own = DisposableRabbitMQ().__enter__()
+    return RabbitNode(Address(own.nodes[0].ports.amqp, OPERATOR, own.credentials.passwords[OPERATOR]), own)
 
 
 def execute(name: str, environment: Mapping[str, str]) -> Any:

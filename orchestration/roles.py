@@ -1,7 +1,7 @@
 """Roles put together: a role's name and the lab's settings become transport, codec, step or sink, and run.
 
 The command line, the supervisor and the tests all start roles here. Nothing here imports Dagster. A role ends cleanly
-on SIGTERM and SIGINT: what it holds is flushed and committed first.
+on SIGTERM and SIGINT: what it holds is flushed and committed first. On SIGUSR1 it writes to its log where it is.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 import polars as pl
 
 from orchestration.brokers import Wired, service_name, transport_of
+from orchestration.injection import checkpoint_of, rotation_of
 from sinks.arrivals import ArrivalSink
 from sinks.files import FileSink
 from streaming.codecs import codec
@@ -36,6 +36,7 @@ from streaming.interfaces import Codec, Replayable, Transport
 from streaming.lab import KAFKA, Lab
 from streaming.progress import Progress
 from streaming.service import Limits, run_flow, run_sink
+from streaming.stopping import answer_where_it_is, stop_on_signals
 from streaming.topology import STREAMS, Role, RoleKind, StreamKind, stream
 from streaming.transformers.flows import reference_table, step_for
 from streaming.transports.kafka import KafkaTransport
@@ -70,6 +71,7 @@ def create_topics(lab: Lab) -> None:
 def run(chosen: Role, home: Home, lab: Lab, *, broker: str = KAFKA) -> None:
     """Run a role as the lab configured it, until told to stop: what the supervisor starts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    answer_where_it_is()
     if chosen.name == "recording-replay":
         options = ReplayOptions(recording_of(lab), loop=True)
         replay(home, lab, options, Limits(), role_name=chosen.name, broker=broker)
@@ -116,7 +118,7 @@ def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: i
     """
     if instance and broker != KAFKA:
         raise UsageError(f"--instance {instance}: on {broker} a transformer's input is one partition, so there is one")
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     transport = _joined(home, lab, broker, chosen.name)
     codecs = {name: _codec(lab, name) for name in (*chosen.reads, *chosen.writes) if name in _WITH_SCHEMA}
     vehicles = _vehicles(transport, lab, stop) if "vehicles" in chosen.looks_up else None
@@ -136,9 +138,9 @@ def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: i
 
 def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 0, broker: str = KAFKA) -> None:
     """Run a sink in this process."""
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     transport = _joined(home, lab, broker, chosen.name)
-    source = chosen.reads[0]
+    source, progress = chosen.reads[0], _progress(home, service_name(broker, chosen.name), instance)
     # Where positions of the input last, they name the slots; of a queue, the rows are numbered as they arrive.
     lands: type[FileSink | ArrivalSink] = FileSink if isinstance(transport, Replayable) else ArrivalSink
     files = lands(
@@ -148,14 +150,15 @@ def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 
         _codec(lab, source),
         transport.identity(source),
         writer=f"{chosen.name}-{instance}",
-        checkpoint=crash_point(os.environ),
+        checkpoint=checkpoint_of(os.environ, progress.write),
+        **rotation_of(os.environ),
     )
     run_sink(
         transport,
         chosen,
         files,
         stop=stop,
-        progress=_progress(home, service_name(broker, chosen.name), instance),
+        progress=progress,
         limits=limits,
         instance=instance,
     )
@@ -187,27 +190,6 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
 
 
-def crash_point(environ: Mapping[str, str]) -> Callable[[str], None]:
-    """A checkpoint that kills this process at a named moment of the commit: STREAMGAUGE_CRASH_AT=after_link:3.
-
-    The fault tests set it; without it the checkpoint does nothing.
-    """
-    wanted = environ.get("STREAMGAUGE_CRASH_AT")
-    if not wanted:
-        return lambda _: None
-    name, _, times = wanted.partition(":")
-    left = int(times or 1)
-
-    def checkpoint(reached: str) -> None:
-        nonlocal left
-        if reached == name:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return checkpoint
-
-
 _WITH_SCHEMA: Final = frozenset(each.name for each in STREAMS.values() if each.kind is not StreamKind.STATE)
 
 
@@ -229,7 +211,7 @@ class _Producer:
 
 
 def _produce(generator: Generator, producer: _Producer, home: Home, lab: Lab, limits: Limits) -> Sent:
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     transport = _joined(home, lab, producer.broker, producer.user)
     parameters = getattr(generator, "parameters", {})
     ledgers = home.ledgers(producer.broker)
@@ -287,11 +269,3 @@ def _progress(home: Home, name: str, instance: int) -> Progress:
 
         metrics.serve(progress, int(port))
     return progress
-
-
-def _stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set, so that loops end in order."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

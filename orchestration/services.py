@@ -31,6 +31,7 @@ from streaming.topology import ROLES
 BROKERS: Final = "brokers"
 APPLICATION: Final = "application"
 CONTROL_ROOM: Final = "control-room"
+PAGES: Final = "profile-pages"
 STOP_ORDER: Final = (CONTROL_ROOM, APPLICATION, BROKERS)
 # A person decides (65), corrects the call (2) or the machine (3); 0: it has done all it was asked for.
 FINAL_EXIT_CODES: Final = (0, 2, 3, 65)
@@ -43,15 +44,19 @@ Table = Callable[[Home, Lab], list[Service]]
 
 _DAGSTER_YAML: Final = """\
 # Dagster's instance for this lab. Written once: change it as you like.
-# Storage is SQLite in this folder (Dagster's default).
+{storage}
 concurrency:
-  pools: {default_limit: 1, granularity: run}
-  runs: {max_concurrent_runs: 4}
-run_monitoring: {enabled: true, max_runtime_seconds: 7200}
-run_retries: {enabled: true, max_retries: 0, retry_on_asset_or_op_failure: false}
-telemetry: {enabled: false}
-nux: {enabled: false}  # no form over the first page
+  pools: {{default_limit: 1, granularity: run}}
+  runs: {{max_concurrent_runs: 4}}
+run_monitoring: {{enabled: true, max_runtime_seconds: 7200}}
+run_retries: {{enabled: true, max_retries: 0, retry_on_asset_or_op_failure: false}}
+telemetry: {{enabled: false}}
+nux: {{enabled: false}}  # no form over the first page
 """
+_SQLITE: Final = "# Storage is SQLite in this folder (Dagster's default)."
+_POSTGRES: Final = """\
+# Where the database is and its password: section [{service}] of the file that PGSERVICEFILE names.
+storage: {{postgres: {{postgres_url: "postgresql+psycopg2:///?service={service}"}}}}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +81,9 @@ class ServiceStatus:
 def services_of(home: Home, lab: Lab) -> list[Service]:
     """Every process of the lab, in the order in which they start."""
     own = [_broker_service(home, broker) for broker in brokers_of(home, lab)] if lab.owns_brokers else []
-    nodes = [_node_service(process) for process in rabbitmq_of(home, lab).processes] if lab.has_rabbitmq else []
+    nodes = [_node_service(process) for process in rabbitmq_of(home, lab).processes] if lab.owns_rabbitmq else []
     roles = [_role_service(home, name, broker) for broker in lab.brokers for name in ROLES]
-    return [*own, *nodes, *roles, *_dagster_services(home, lab)]
+    return [*own, *nodes, *roles, _pages_service(home, lab), *_dagster_services(home, lab)]
 
 
 def brokers_of(home: Home, lab: Lab) -> list[BrokerProcess]:
@@ -101,9 +106,14 @@ def up(
 
     `create_topics` is called when the brokers answer and before the first role starts; it may be called again. `roles`:
     which services of the application, by default all.
-    UsageError when the lab runs with other settings. SetupError, BrokerUnavailable: nothing is left running, unless
-    it was running before.
+    UsageError when the lab runs with other settings, or in containers. SetupError, BrokerUnavailable:
+    nothing is left running, unless it was running before.
     """
+    if lab.in_containers:
+        raise UsageError(
+            f"{home.root} is the home of a lab in containers: docker compose -f docker/compose.yaml up; "
+            "for one on this machine name another --home"
+        )
     services = table(home, lab)
     wanted = {each.name for each in services if each.group == BROKERS}
     wanted |= {each.name for each in services if each.group == APPLICATION and (roles is None or each.name in roles)}
@@ -156,14 +166,21 @@ def restart(home: Home, name: str) -> None:
     start(home, name)
 
 
-def broker_name(home: Home, number: int) -> str:
-    """The service of Kafka broker `number` of the running lab. UsageError when it is down or not its own."""
+def broker_name(home: Home, named: str) -> str:
+    """The service of a broker of the running lab: `2` is kafka-2. UsageError when it is down or not its own."""
     lab = Lab.load(home)
-    if lab.bootstrap_servers is not None:
+    kind, _, number = named.rpartition("-")
+    name = f"{kind or KAFKA}-{number}"
+    if lab.in_containers:
+        raise UsageError(
+            f"this lab's brokers are containers: docker compose -f docker/compose.yaml stop | start {name}"
+        )
+    if kind in {"", KAFKA} and lab.bootstrap_servers is not None:
         raise UsageError(f"the brokers at {lab.kafka} are not this lab's own: only who started them may stop them")
-    if not 1 <= number <= BROKER_COUNT:
-        raise UsageError(f"there is no broker {number}; the lab's own are 1 to {BROKER_COUNT}")
-    name = f"kafka-{number}"
+    known = [each.name for each in brokers_of(home, lab)] if lab.owns_brokers else []
+    known += [node.process.name for node in rabbitmq_of(home, lab).nodes] if lab.owns_rabbitmq else []
+    if name not in known:
+        raise UsageError(f"there is no broker {named}; the lab's own are {', '.join(known)}")
     _running(home, name)
     return name
 
@@ -210,7 +227,7 @@ def _prepare(supervisor: Supervisor, home: Home, lab: Lab, services: Sequence[Se
     machine.insist(machine.check(home.root, ports_of(lab)))
     if lab.owns_brokers:
         kafka.prepare(brokers_of(home, lab), progress)
-    if lab.has_rabbitmq:
+    if lab.owns_rabbitmq:
         rabbitmq.prepare(rabbitmq_of(home, lab), progress)
     write_dagster_yaml(home)
     lab.save(home)
@@ -248,7 +265,7 @@ def _is_settled(state: ServiceState) -> bool:
 def _await_brokers(home: Home, lab: Lab) -> None:
     if lab.owns_brokers:
         kafka.wait_until_ready(brokers_of(home, lab))
-    if lab.has_rabbitmq:
+    if lab.owns_rabbitmq:
         rabbitmq.wait_until_ready(rabbitmq_of(home, lab), Credentials.of(home.brokers("rabbitmq")))
     if lab.bootstrap_servers and KAFKA in lab.brokers:
         bad = [finding for finding in listeners.examine(lab.kafka) if finding.is_bad]
@@ -342,7 +359,8 @@ def ports_of(lab: Lab) -> dict[str, int]:
     return {
         **{f"kafka-{number}": lab.broker_port(number) for number in numbers},
         **{f"kafka-{number}'s controller": lab.controller_port(number) for number in numbers},
-        **(_rabbitmq_ports(lab) if lab.has_rabbitmq else {}),
+        **(_rabbitmq_ports(lab) if lab.owns_rabbitmq else {}),
+        PAGES: lab.pages_port,
         "dagster-webserver": lab.web_port,
     }
 
@@ -393,6 +411,12 @@ def _role_service(home: Home, name: str, broker: str) -> Service:
     )
 
 
+def _pages_service(home: Home, lab: Lab) -> Service:
+    told = ("--home", str(home.root), "--port", str(lab.pages_port))
+    command = (sys.executable, "-m", "orchestration.pages", *told)
+    return Service(PAGES, CONTROL_ROOM, command, PROJECT_ROOT, log_path(home, PAGES))
+
+
 def _dagster_services(home: Home, lab: Lab) -> Iterable[Service]:
     programs = Path(sys.executable).parent
     workspace = ("-w", str(PROJECT_ROOT / "workspace.yaml"))
@@ -405,9 +429,10 @@ def _dagster_services(home: Home, lab: Lab) -> Iterable[Service]:
         yield Service(name, CONTROL_ROOM, command, PROJECT_ROOT, log_path(home, name), stop_timeout_s=20)
 
 
-def write_dagster_yaml(home: Home) -> None:
-    """Dagster's instance in the lab's home, unless there is one already."""
+def write_dagster_yaml(home: Home, *, postgres_service: str | None = None) -> None:
+    """Dagster's instance in the lab's home, unless there is one already; on Postgres if a libpq service is named."""
     path = home.dagster / "dagster.yaml"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_DAGSTER_YAML)
+        storage = _POSTGRES.format(service=postgres_service) if postgres_service else _SQLITE
+        path.write_text(_DAGSTER_YAML.format(storage=storage))

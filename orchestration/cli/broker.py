@@ -1,7 +1,8 @@
 """Commands that operate the lab's own brokers, and topics of one's own; each shows the cluster before and after.
 
-`broker stop` is a controlled shutdown, `broker kill` is SIGKILL. After either the supervisor lets the broker rest
-until `broker start` (or `up`): whoever takes a broker away wants to see it gone. One that crashes is restarted.
+`broker stop` is a controlled shutdown, `broker kill` is SIGKILL; RabbitMQ's nodes have names (rabbitmq-1), Kafka's
+brokers numbers. After either the supervisor lets the broker rest until `broker start` (or `up`): whoever takes a broker
+away wants to see it gone. One that crashes is restarted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.cli import nodes
 from orchestration.cli.look import ServersOption, connected, layout_table, partition_dicts
 from orchestration.cli.options import HomeOption, JsonOption, opened, print_json
 from streaming.errors import UsageError
+from streaming.lab import KAFKA
 
 if TYPE_CHECKING:
     from streaming.home import Home
+    from streaming.lab import Lab
     from streaming.transports.kafka.inspection import Cluster, Partition
 
-NumberArgument = Annotated[int, typer.Argument(min=1, help="The broker's number; `streamgauge broker list`.")]
+BrokerArgument = Annotated[str, typer.Argument(help="2 or kafka-2, rabbitmq-1; `streamgauge broker list`.")]
 TopicArgument = Annotated[str, typer.Argument(help="A topic of your own, not one of the application.")]
 ConfigOption = Annotated[
     list[str] | None, typer.Option("--config", help="name=value under Kafka's own names; name= takes it back.")
@@ -43,42 +47,50 @@ def register(app: typer.Typer) -> None:
 @broker_app.command("list")
 def list_brokers(home: HomeOption = None, servers: ServersOption = None, *, as_json: JsonOption = False) -> None:
     """Each broker: is it there, what does it lead and keep? Exit code 1 when one of the lab's own is missing."""
-    opened_home, lab, cluster = connected(home, servers)
-    states = _states(opened_home) if servers is None and lab.owns_brokers else {}
-    alive = {each.number: asdict(each) for each in cluster.brokers()}
-    rows = [
-        {"number": number, "is_alive": number in alive, **states.get(number, {}), **alive.get(number, {})}
-        for number in sorted({*alive, *states})
-    ]
+    opened_home, lab = opened(home)
+    rows = _kafka_rows(opened_home, lab, servers) if servers or KAFKA in lab.brokers else []
+    seen = nodes.look(opened_home, lab) if lab.uses_rabbitmq and not servers else {}
+    missing = lab.uses_rabbitmq and not servers and not all(each["is_running"] for each in nodes.as_dicts(seen) or [{}])
     if as_json:
-        print_json(rows)
+        print_json([*rows, *nodes.as_dicts(seen)])
     else:
-        Console().print(_brokers_table(rows))
-    if not all(row["is_alive"] for row in rows):
+        for made in ([_brokers_table(rows)] if rows else []) + ([nodes.table("RabbitMQ", seen, seen)] if seen else []):
+            Console().print(made)
+    if missing or not all(row["is_alive"] for row in rows):
         raise typer.Exit(1)
 
 
+def _kafka_rows(home: Home, lab: Lab, servers: str | None) -> list[dict[str, Any]]:
+    _, _, cluster = connected(home.root, servers)
+    states = _states(home) if servers is None and lab.owns_brokers else {}
+    alive = {each.number: asdict(each) for each in cluster.brokers()}
+    return [
+        {"number": number, "is_alive": number in alive, **states.get(number, {}), **alive.get(number, {})}
+        for number in sorted({*alive, *states})
+    ]
+
+
 @broker_app.command("stop")
-def stop_broker(number: NumberArgument, home: HomeOption = None, *, as_json: JsonOption = False) -> None:
+def stop_broker(broker: BrokerArgument, home: HomeOption = None, *, as_json: JsonOption = False) -> None:
     """Controlled shutdown: the broker hands its leadership over first, nobody waits."""
     from orchestration import services
     from streaming.transports.kafka.operating import has_left
 
-    _operate("stop", number, home, services.stop, has_left, as_json=as_json)
+    _operate("stop", broker, home, services.stop, has_left, as_json=as_json)
 
 
 @broker_app.command("kill")
-def kill_broker(number: NumberArgument, home: HomeOption = None, *, as_json: JsonOption = False) -> None:
+def kill_broker(broker: BrokerArgument, home: HomeOption = None, *, as_json: JsonOption = False) -> None:
     """SIGKILL: the others notice after some seconds. It rests until `broker start` or `up`."""
     from orchestration import services
     from streaming.transports.kafka.operating import has_left
 
-    _operate("kill", number, home, services.kill, has_left, as_json=as_json)
+    _operate("kill", broker, home, services.kill, has_left, as_json=as_json)
 
 
 @broker_app.command("start")
 def start_broker(
-    number: NumberArgument,
+    broker: BrokerArgument,
     home: HomeOption = None,
     *,
     elect: Annotated[
@@ -100,7 +112,7 @@ def start_broker(
             elect_preferred(cluster)
         return True
 
-    _operate("start", number, home, services.start, is_done, as_json=as_json)
+    _operate("start", broker, home, services.start, is_done, as_json=as_json)
 
 
 @topic_app.command("create")
@@ -176,7 +188,7 @@ def delete_topic(
 
 def _operate(
     action: str,
-    number: int,
+    named: str,
     home: Any,
     act: Callable[[Home, str], None],
     is_done: Callable[[Cluster, int], bool],
@@ -187,8 +199,12 @@ def _operate(
     from orchestration import services
     from streaming.transports.kafka.inspection import wait_until
 
-    opened_home, _ = opened(home)
-    service = services.broker_name(opened_home, number)
+    opened_home, lab = opened(home)
+    service = services.broker_name(opened_home, named)
+    number = int(service.rpartition("-")[2])
+    if service.startswith(nodes.SERVICE):
+        _operate_node(action, service, number, opened_home, lab, act, as_json=as_json)
+        return
     _, _, cluster = connected(home, None)
     before = cluster.layout()
     began = time.monotonic()
@@ -203,9 +219,28 @@ def _operate(
         console = Console(highlight=False)
         console.print(layout_table(f"broker {action} {number}: before → after {took_s:.1f} s", before, after))
         console.print(_summary(before, after))
+    _insist_on_settled("topics", is_settled=is_settled)
+
+
+def _operate_node(
+    action: str, service: str, number: int, home: Home, lab: Lab, act: Callable[[Home, str], None], *, as_json: bool
+) -> None:
+    """The same with a RabbitMQ node."""
+    change = nodes.operate(
+        home, lab, number, lambda: act(home, service), returns=action == "start", timeout_s=SEEN_TIMEOUT_S
+    )
+    if as_json:
+        print_json({"broker": service, "action": action, **change.to_dict()})
+    else:
+        title = f"broker {action} {service}: before → after {change.took_s:.1f} s"
+        Console(highlight=False).print(nodes.table(title, change.before, change.after))
+    _insist_on_settled("broker list", is_settled=change.is_settled)
+
+
+def _insist_on_settled(look: str, *, is_settled: bool) -> None:
     if not is_settled:
         typer.echo(
-            f"the cluster has not settled within {SEEN_TIMEOUT_S:.0f} s; look again: streamgauge topics", err=True
+            f"the cluster has not settled within {SEEN_TIMEOUT_S:.0f} s; look again: streamgauge {look}", err=True
         )
         raise typer.Exit(1)
 

@@ -30,21 +30,25 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     home: HomeOption = None,
+    bootstrap_servers: BootstrapOption = None,
     *,
     clock: Annotated[bool, typer.Option("--clock", help="The brokers' clocks too, by a topic made for it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What is missing or in the way, on this machine and at the brokers, each with the line to change.
 
+    With --bootstrap-servers only that cluster is looked at, as it is reached from here: listeners,
+    names, releases, with --clock the brokers' clocks.
     Exit code 1 when something has to be done; what is only worth knowing is marked `note` and does not count.
     """
     from orchestration import clocks
     from orchestration.doctor import examine
 
     where = Home(home.absolute()) if home else Home.locate(os.environ)  # looked at, not made
-    found = examine(where)
+    found = examine(where, bootstrap_servers)
     if clock:
-        found = replace(found, findings=[*found.findings, *clocks.of_brokers(Lab.load(where).kafka)])
+        told = found.bootstrap_servers or bootstrap_servers or Lab.load(where).kafka
+        found = replace(found, findings=[*found.findings, *clocks.of_brokers(told)])
     if as_json:
         findings = [asdict(each) for each in found.findings]
         print_json({"is_well": found.is_well, "findings": findings, "versions": dict(found.versions)})
@@ -62,19 +66,19 @@ def listeners(
 
     Exit code 4 when no broker answers, 1 when one can't be reached where it says it is.
     """
-    from orchestration.doctor import look_at_listeners
+    from orchestration.doors import look_at_listeners
 
     where, lab = opened(home)
-    found, findings = look_at_listeners(where, lab.changed({"bootstrap_servers": bootstrap_servers}))
+    found = look_at_listeners(where, lab, bootstrap_servers)
     if as_json:
-        table = [asdict(each) for each in found.listeners]
-        print_json({"listeners": table, "findings": [asdict(each) for each in findings]})
+        table = [asdict(each) for each in found.table]
+        print_json({"listeners": table, "findings": [asdict(each) for each in found.findings]})
     else:
-        Console().print(_table(found.listeners))
-        _say(findings)
-    if findings and not found.is_answered:
+        Console().print(_table(found.table))
+        _say(found.findings)
+    if found.findings and found.bootstrap_servers is None:
         raise typer.Exit(BrokerUnavailable.exit_code)
-    if any(each.is_bad for each in findings):
+    if any(each.is_bad for each in found.findings):
         raise typer.Exit(1)
 
 

@@ -86,10 +86,19 @@ def run(
         str | None, typer.Option(help="With --bootstrap-servers: the compose project whose brokers may be broken.")
     ] = None,
     recording: Annotated[
-        Path | None, typer.Option(help="Send this recording (CSV, Parquet, GPX), not the simulated fleet.", exists=True)
+        Path | None,
+        typer.Option(
+            "--recording",
+            "--workload",
+            help="Send this recording (CSV, Parquet, GPX), not the simulated fleet.",
+            exists=True,
+        ),
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to queue behind an experiment that runs.")] = 0.0,
     *,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Let this home's live application run on; the findings say so.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment, or all one after the other, and print what was found."""
@@ -106,6 +115,7 @@ def run(
         compose_project=containers,
         recording=str(recording.absolute()) if recording else None,
         wait_s=wait,
+        pauses=not beside,
     )
     requests = _requests(asked, settings or [])
     kept, console = home_of(home), Console(stderr=True)
@@ -118,11 +128,11 @@ def run(
                 found = carry_out(request, kept, progress)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except StreamgaugeError as error:
+        except Exception as error:  # one experiment that fails does not keep the others from running
             if len(requests) == 1:
                 raise
-            console.print(f"[red]{request.experiment}: {error}", highlight=False)
-            worst = worst or error.exit_code
+            console.print(f"{request.experiment} failed: {error}", style="red", highlight=False, markup=False)
+            worst = worst or (error.exit_code if isinstance(error, StreamgaugeError) else 1)
             continue
         done.append(found)
         if not as_json:
@@ -298,6 +308,8 @@ def _show(found: Run) -> None:
         f"{stamp['trials']} trials planned",
         highlight=False,
     )
+    if paused := stamp.get("paused"):
+        console.print(f"{len(paused)} roles of the live application rested meanwhile", highlight=False)
     for each in stamp["contention"]:
         console.print(f"[yellow]measured beside other load:[/] {each}", highlight=False)
     table = Table("verdict", "claim", "measured", show_lines=True)

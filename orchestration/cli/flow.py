@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestration.cli.options import BrokerOption, HomeOption, JsonOption, broker_of, opened, print_json
+from orchestration.cli.options import (
+    BrokerOption,
+    HomeOption,
+    JsonOption,
+    RabbitMQHostOption,
+    broker_of,
+    opened,
+    print_json,
+)
 from streaming.errors import UsageError
 from streaming.lab import KAFKA
 from streaming.topology import ROLES, Role, RoleKind, role
@@ -117,6 +125,7 @@ def verify(
     servers: ServersOption = None,
     wait: Annotated[str, typer.Option(help="How long to wait for the sinks: 60s, 5m.")] = "60s",
     broker: Annotated[str | None, typer.Option(help="Of this broker only. Default: of each that the lab has.")] = None,
+    rabbitmq_host: RabbitMQHostOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +136,7 @@ def verify(
     from sinks.verify import verify as reconcile
 
     opened_home, lab = opened(home)
-    lab = lab.changed({"bootstrap_servers": servers})
+    lab = lab.changed({"bootstrap_servers": servers, "rabbitmq_host": rabbitmq_host})
     console, reports = Console(stderr=True), []
     for name in (broker_of(broker),) if broker else lab.brokers:
         with console.status("taking a cut") as status:

@@ -69,13 +69,23 @@ def up(
     seed: Annotated[int | None, typer.Option(help="Of the simulation. Default: 1.")] = None,
     recording: Annotated[Path | None, typer.Option(help="What recording-replay replays.", exists=True)] = None,
     brokers: BrokersOption = None,
-    rabbitmq_nodes: Annotated[int | None, typer.Option(help="RabbitMQ nodes: 1 or 3. Default: 1.")] = None,
+    rabbitmq_nodes: Annotated[
+        int | None, typer.Option(help="RabbitMQ nodes, and copies of each queue and stream: 1 or 3. Default: 1.")
+    ] = None,
+    rabbitmq_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="STREAMGAUGE_RABBITMQ_URL",
+            help="Use this RabbitMQ, start none: amqp://user:password@host:5672/vhost?stream_port=5552&management_port="
+            "15672; several nodes by commas. In the variable, nobody sees the password in the list of processes.",
+        ),
+    ] = None,
     *,
     dagster: DagsterOption = True,
 ) -> None:
     """Start brokers, generators, transformers, sinks and Dagster; return when all are ready."""
     from orchestration import services
-    from orchestration.brokers import create_streams
+    from orchestration.brokers import create_streams, remember
 
     opened_home, remembered = opened(home)
     lab = remembered.changed(
@@ -90,6 +100,7 @@ def up(
             "recording": str(recording.absolute()) if recording else None,
             "brokers": brokers_of(brokers),
             "rabbitmq_nodes": rabbitmq_nodes,
+            "rabbitmq_url": remember(opened_home, rabbitmq_url) if rabbitmq_url else None,
         }
     )
     services.up(
@@ -111,10 +122,12 @@ def down(home: HomeOption = None) -> None:
 
 
 def status(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
-    """What runs, for how long and how fast. Exit code 1 when something that should run does not."""
+    """What runs, how fast, and which roles were found dearer or leaking. Exit code 1 when what should run does not."""
+    from experiments import verdicts
     from orchestration import services
 
-    found = services.status(home_of(home))
+    opened_home = home_of(home)
+    found = services.status(opened_home)
     if as_json:
         print_json([asdict(each) for each in found])
     elif not found:
@@ -126,6 +139,8 @@ def status(home: HomeOption = None, *, as_json: JsonOption = False) -> None:
             records = "" if each.records is None else f"{each.records:,}"
             table.add_row(each.name, each.state, str(each.pid or ""), _duration(each.uptime_s), rate, records)
         Console().print(table)
+    for verdict in verdicts.bad(opened_home):
+        typer.secho(verdict.line, fg="yellow", err=as_json)
     if any(not each.is_well for each in found):
         raise typer.Exit(1)
 

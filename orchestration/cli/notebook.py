@@ -29,7 +29,7 @@ def notebook(
     *,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
 ) -> None:
-    """Open the introduction's notebooks (send, receive, exercises) in JupyterLab, on this machine only.
+    """Open the introduction's notebooks (send, receive, exercises, rabbitmq) in JupyterLab, on this machine only.
 
     They are copies in the lab's home: change them as you like; delete one to get it back as it was. Ctrl-C ends it.
     """

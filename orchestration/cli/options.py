@@ -19,6 +19,12 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 BrokerOption = Annotated[str, typer.Option("--broker", help="kafka, rabbitmq (queues) or rabbitmq-stream.")]
+RabbitMQHostOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rabbitmq-host", help="Where the lab's RabbitMQ is from here: 127.0.0.1 for containers; or n1,n2,n3."
+    ),
+]
 RoleArgument = Annotated[str, typer.Argument(help="A service's name; `streamgauge status` lists them.")]
 
 

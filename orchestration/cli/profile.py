@@ -7,12 +7,9 @@ role flushes and commits, its profile is kept, the exit code is 130.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,13 +20,16 @@ from typer.core import TyperGroup
 from orchestration.cli import schedule
 from orchestration.cli.options import HomeOption, JsonOption, home_of, print_json
 from streaming.errors import SetupError, UsageError
+from streaming.stopping import stopping
 from streaming.topology import ROLES
 
 INTERRUPTED: Final = 130
-EVERY_ROLE: Final = "all"
+ALL: Final = "all"
+BOTH: Final = "both"
+CODECS: Final = "codecs"  # alone, without a broker
 DEFAULT_MESSAGES: Final = 100_000
 
-RunArgument = Annotated[str, typer.Argument(help="A run's name, the beginning of one, or latest.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's name, the beginning of one, latest, or a role: its latest.")]
 ServersOption = Annotated[
     str | None,
     typer.Option("--bootstrap-servers", help="Profile on this cluster, behind a prefix. Default: start one."),
@@ -37,7 +37,8 @@ ServersOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="load, rate_hz, codec, vehicles or seed: k=v, as often as needed.")
 ]
-BrokerOption = Annotated[str, typer.Option(help="kafka.")]
+BrokerOption = Annotated[str, typer.Option(help="kafka, rabbitmq or rabbitmq-stream.")]
+BrokersOption = Annotated[str, typer.Option("--broker", help="kafka, rabbitmq, rabbitmq-stream, or all.")]
 MessagesOption = Annotated[int | None, typer.Option(min=1, help="End after this many records. Default: 100,000.")]
 
 
@@ -46,7 +47,7 @@ class _RolesAreCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command, or `run` with the role as its argument."""
-        if args and (args[0] in ROLES or args[0] == EVERY_ROLE):
+        if args and (args[0] in ROLES or args[0] in {ALL, CODECS}):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
@@ -67,10 +68,14 @@ def register(program: typer.Typer) -> None:
 
 @app.command()
 def run(
-    role: Annotated[str, typer.Argument(help="A role, or all; `streamgauge status` lists them.")],
+    role: Annotated[
+        str, typer.Argument(help="A role (`streamgauge status` lists them), codecs (alone, without a broker), or all.")
+    ],
     home: HomeOption = None,
-    broker: BrokerOption = "kafka",
-    profiler: Annotated[str, typer.Option("--with", help="scalene, cprofile, or none (timing only).")] = "scalene",
+    broker: BrokersOption = "kafka",
+    profiler: Annotated[
+        str, typer.Option("--with", help="scalene, cprofile, both, or none (timing only).")
+    ] = "scalene",
     seconds: Annotated[float | None, typer.Option(min=0.5, help="End after this long.")] = None,
     messages: MessagesOption = None,
     settings: SetOption = None,
@@ -79,15 +84,15 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a role on real brokers under a profiler, and show what dominates. Its topics are its own and go with it."""
-    from experiments.profiles import rendering, runner, runs
+    from experiments.profiles import rendering, runs
 
-    workload = _workload(messages, seconds, settings)
-    names = list(ROLES) if role == EVERY_ROLE else [role]
-    found = _run_all(home, [runner.Request(name, broker, _profiler(profiler), workload) for name in names], servers)
+    found = _run_all(home, _requests(role, broker, profiler, _workload(messages, seconds, settings)), servers)
     opened = home_of(home)
     if as_json:
         shown = [rendering.as_json(each, runs.folder_of(opened, each)) for each in found]
-        print_json(shown if role == EVERY_ROLE else shown[0])
+        print_json(shown if ALL in {role, broker} or profiler == BOTH else shown[0])
+    elif role == ALL:
+        _print(rendering.listing(found))
     else:
         for each in found:
             _print(rendering.view(each, runs.folder_of(opened, each)))
@@ -131,9 +136,11 @@ def view(
 ) -> None:
     """Look at a run: here, in a browser, or as scalene and SnakeViz show it."""
     from experiments.profiles import rendering, results, runs
+    from experiments.profiles.scalene_report import HTML
 
     opened = home_of(home)
-    chosen = runs.found(opened, name, role=role)
+    files = ((HTML, html), (results.SCALENE_JSON, cli), ("main.prof", snakeviz), (results.FIGURE, figure))
+    chosen = runs.found(opened, name, role=role, holding=[file for file, is_asked in files if is_asked])
     folder = runs.folder_of(opened, chosen)
     if html:
         _open_page(folder)
@@ -143,7 +150,8 @@ def view(
         os.execv(program, [program, "view", "--cli", "--reduced", str(report)])  # noqa: S606
     elif snakeviz:
         prof = _existing(_busiest_prof(folder), "--snakeviz shows cProfile's calls, and this run has none")
-        os.execv(sys.executable, [sys.executable, "-m", "snakeviz", "-H", "127.0.0.1", str(prof)])  # noqa: S606
+        words = ["-u", "-m", "snakeviz", "-H", "127.0.0.1", *([] if _has_browser() else ["--server"]), str(prof)]
+        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
     elif figure:
         typer.echo(_existing(folder / results.FIGURE, "this run has no figure"))
     elif as_json:
@@ -160,7 +168,7 @@ def compare(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Two runs side by side: processor time a record, and each activity's part of it."""
+    """Two runs side by side: processor time a record, and each activity's part of it if a profiler looked at both."""
     from experiments.profiles import rendering, runs
 
     opened = home_of(home)
@@ -187,17 +195,23 @@ def timing(
     as_json: JsonOption = False,
 ) -> None:
     """Time a role's loop over several runs without a profiler: mean, deviation, median, p99, and how sure that is."""
-    from experiments.profiles import rendering, runner
+    from experiments.profiles import history, rendering, runner, runs
+    from experiments.profiles import stage as stages
     from experiments.profiles import timing as times
     from experiments.profiles.runs import Profiler
 
-    request = runner.Request(role, broker, Profiler.NONE, _workload(messages, seconds, settings), "timing")
+    workload, at = _workload(messages, seconds, settings), stages.broker_of(role, broker)
+    request = runner.Request(role, at, Profiler.NONE, workload, "timing")
+    earlier = runs.listed(home_of(home))
     found = _run_all(home, [request] * repetitions, servers)
     table = times.table(times.timings(home_of(home), found))
+    judgement = history.judged(found, earlier)
+    history.keep_verdict(home_of(home), found, judgement)
     if as_json:
         print_json(table.to_dicts())
     else:
         _print(rendering.timing_table(table))
+        typer.echo(f"{'worse: ' if judgement.is_worse else ''}{judgement.says}")
     _exit_as(found)
 
 
@@ -205,6 +219,7 @@ def timing(
 def scenarios(
     home: HomeOption = None,
     kind: Annotated[str | None, typer.Option(help="generator, transformer or sink; default: all.")] = None,
+    broker: BrokerOption = "kafka",
     servers: ServersOption = None,
     *,
     as_json: JsonOption = False,
@@ -217,7 +232,7 @@ def scenarios(
     chosen = [each for each in of.SCENARIOS if kind in {None, str(each.kind)}]
     if not chosen:
         raise UsageError(f"--kind {kind}: generator, transformer or sink")
-    requests = [runner.Request(each.role, "kafka", Profiler.CPROFILE, each.workload, each.name) for each in chosen]
+    requests = [runner.Request(each.role, broker, Profiler.CPROFILE, each.workload, each.name) for each in chosen]
     found = _run_all(home, requests, servers)
     table = of.table(home_of(home), found)
     if as_json:
@@ -228,12 +243,12 @@ def scenarios(
 
 
 def _activities(home: Any, run: Any) -> Any:
-    from experiments.profiles import results, runs
+    from experiments.profiles import patterns, results, runs
 
+    if not run.records:
+        raise UsageError(f"{run.name} has nothing to compare: no record was taken in")
     table = results.read(runs.folder_of(home, run), results.ACTIVITIES)
-    if table is None:
-        raise UsageError(f"{run.name} has nothing to compare: it ran under no profiler, or failed")
-    return table
+    return patterns.SHARES.to_frame() if table is None else table
 
 
 def _print(shown: Any) -> None:
@@ -266,35 +281,43 @@ def _profiler(name: str) -> Any:
         raise UsageError(f"--with {name}: {', '.join(Profiler)}") from None
 
 
+def _requests(role: str, broker: str, profiler: str, workload: Any) -> list[Any]:
+    """What is asked for, broker by broker; the codecs alone come once, whatever the broker."""
+    from experiments.profiles import runner, stage
+
+    subjects = list(stage.SUBJECTS) if role == ALL else [role]
+    brokers = list(stage.BROKERS) if broker == ALL else [broker]
+    profilers = ["scalene", "cprofile"] if profiler == BOTH else [profiler]
+    asked = [
+        (stage.broker_of(subject, at), subject, _profiler(name))
+        for at in brokers
+        for subject in subjects
+        for name in profilers
+    ]
+    return [runner.Request(subject, at, name, workload) for at, subject, name in dict.fromkeys(asked)]
+
+
 def _run_all(home: Path | None, requests: list[Any], servers: str | None) -> list[Any]:
-    """The runs, one after the other on one cluster; when it is interrupted, those that were done and the last one."""
+    """The runs, one after the other, each broker started once; when interrupted, those that were done and the last."""
     from experiments.profiles import runner
     from experiments.profiles.stage import insist
-    from streaming.topology import role as role_of
 
     opened, console, found = home_of(home), Console(stderr=True, highlight=False), []
     for each in requests:
-        insist(role_of(each.role), each.broker, each.workload)
-    with _stopping() as stop, console.status("starting brokers") as status, runner.brokers(servers) as address:
-        for each in requests:
+        insist(each.role, each.broker, each.workload)
+        runner.insist_on_kafka(servers, each.broker)
+    with stopping() as stop, console.status("starting brokers") as status:
+        for broker, own in groupby(sorted(requests, key=lambda each: str(each.broker)), lambda each: each.broker):
             if stop.is_set():
                 break
-            found.append(runner.profile(opened, each, address, stop=stop, say=status.update))
+            with runner.brokers(servers, broker=broker) as at:
+                for each in own:
+                    if stop.is_set():
+                        break
+                    found.append(runner.profile(opened, each, at, stop=stop, say=status.update))
     if not found:
         raise typer.Exit(INTERRUPTED)
     return found
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_as(found: list[Any]) -> None:
@@ -311,7 +334,16 @@ def _open_page(folder: Path) -> None:
 
     page = _existing(folder / HTML, "--html shows scalene's page, and this run has none; look at it with --snakeviz")
     typer.echo(page)
-    webbrowser.open(page.as_uri())
+    if not webbrowser.open(page.as_uri()):
+        typer.echo("there is no browser here: open the file yourself", err=True)
+
+
+def _has_browser() -> bool:
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
 
 
 def _busiest_prof(folder: Path) -> Path:
