@@ -14,7 +14,8 @@ import yaml
 from streaming.home import PROJECT_ROOT
 
 COMPOSE: Final = PROJECT_ROOT / "docker" / "compose.yaml"
-_GROUPS: Final = {"kafka-": "brokers", "dagster-": "Dagster"}
+_MANY: Final = ("application", "application on rabbitmq", "application on rabbitmq-stream")
+_GROUPS: Final = {"kafka-": "brokers", "dagster-": "Dagster", "postgres": "Dagster"}
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -53,13 +54,14 @@ def _arrows(found: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[st
 
 def _end(name: str, groups: Mapping[str, list[str]]) -> str:
     """The group of a role, of which there are many; others speak for themselves."""
-    return _id("application") if name in groups.get("application", ()) else _id(name)
+    return next((_id(group) for group in _MANY if name in groups.get(group, ())), _id(name))
 
 
 def _group(name: str, service: Mapping[str, Any]) -> str:
+    is_role = service.get("command", [""])[0] == "role"
     if profiles := service.get("profiles"):
-        return f"profile {profiles[0]}"
-    if service.get("command", [""])[0] == "role":
+        return f"application on {service['command'][-1]}" if is_role else f"profile {profiles[0]}"
+    if is_role:
         return "application"
     return next((group for prefix, group in _GROUPS.items() if name.startswith(prefix)), "once")
 
@@ -75,10 +77,10 @@ def _id(name: str) -> str:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """Service, image, waits for, health, address on this machine, memory limit, restart."""
+    """Service, image, waits for, health, address on this machine, memory limit, restart; a role once, as on Kafka."""
     return [
         (
-            f"`{name}`" + (f" ({each['profiles'][0]})" if "profiles" in each else ""),
+            f"`{name}`" + (f" ({' or '.join(each['profiles'])})" if "profiles" in each else ""),
             f"`{each['image']}`",
             _waits(each),
             _health(each),
@@ -87,6 +89,7 @@ def rows() -> list[tuple[str, ...]]:
             each["restart"],
         )
         for name, each in services().items()
+        if "--broker" not in each.get("command", ())
     ]
 
 
@@ -95,7 +98,11 @@ def _waits(service: Mapping[str, Any]) -> str:
     if isinstance(asked, list):
         return ", ".join(asked)
     words = {"service_healthy": "healthy", "service_completed_successfully": "done"}
-    return ", ".join(f"{name} {words[each['condition']]}" for name, each in asked.items()) or "-"
+
+    def told(name: str, each: Mapping[str, Any]) -> str:
+        return f"{name} {words[each['condition']]}" + ("" if each.get("required", True) else " (if there)")
+
+    return ", ".join(told(name, each) for name, each in asked.items()) or "-"
 
 
 def _health(service: Mapping[str, Any]) -> str:
@@ -103,6 +110,6 @@ def _health(service: Mapping[str, Any]) -> str:
     if "streaming.health" in test:
         within = f", durable within {test[-1]} s" if "--commits-within" in test else ""
         return "its loop turns" + within + (", or all is done" if "--rests" in test else "")
-    if "bash" in test:
+    if "bash" in test and "GET" not in test[-1]:
         return "its listener is open"
     return "it answers" if test else "-"

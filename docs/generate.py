@@ -168,6 +168,7 @@ def ports() -> str:
             ),
             (controllers, "kafka-1 to kafka-3, listener CONTROLLER", "the brokers' quorum: Kafka (Raft)"),
             (lab.web_port, "dagster-webserver", "a browser: HTTP, GraphQL"),
+            (lab.pages_port, "profile-pages", "a browser, for the profiles' reports: HTTP"),
             *((getattr(node, kind), f"rabbitmq-1, {kind}", says) for kind, says in _RABBITMQ.items()),
         ),
     )

@@ -130,7 +130,7 @@ def _offline_means(path: Path) -> pl.DataFrame:
 
 def test_two_of_three_brokers_away_for_a_while_lose_nothing(own_cluster: DisposableCluster, tmp_path: Path) -> None:
     """Confirmed records stay, the producer blocks and goes on by itself."""
-    home = new_lab(tmp_path / "home", own_cluster.bootstrap_servers, vehicles=50, seed=SEED)
+    home = new_lab(tmp_path / "home", own_cluster.bootstrap_servers, vehicles=100, seed=SEED)
     with RoleProcess(home, "positions-parquet") as sink:
         producing = threading.Thread(target=_produce, args=(home, 15_000))
         producing.start()
@@ -143,7 +143,8 @@ def test_two_of_three_brokers_away_for_a_while_lose_nothing(own_cluster: Disposa
         producing.join(300)
         assert not producing.is_alive()
         sink.revive()
-        code, report = verified(home, "40s")
+        _wait_for_rows(home, 15_000)
+        code, report = verified(home, "5s")
     positions = next(table for table in report["tables"] if table["table"] == "positions_parquet")
     assert positions["rows"] == 15_000, report
     assert positions["counts"]["lost"] == positions["counts"]["duplicated"] == 0

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from streaming.batch import Outgoing
+from experiments.lab import Lab
+from experiments.workload import Workload
 from streaming.errors import BrokerUnavailable, RestartRequired, UsageError
+from streaming.interfaces import Extent
 from streaming.topology import STREAMS, Stream, StreamKind
 from streaming.transports.kafka import KafkaTransport
+from streaming.transports.kafka.failures import patiently
+from streaming.transports.kafka.inspection import Cluster, wait_until
 from streaming.transports.kafka.publisher import KafkaPublisher
 from streaming.transports.kafka.settings import PRODUCER
 
@@ -101,6 +110,53 @@ def test_the_applications_own_topics_can_be_made(kafka: Any, prefix: str) -> Non
     made.create(STREAMS.values(), replication=3)
     for each in STREAMS.values():
         assert set(made.extents(each.name)) == set(range(each.partitions))
+
+
+def test_a_question_for_a_controller_that_is_away_costs_no_core_and_is_answered_by_the_next(
+    kafka: Any, transport: KafkaTransport, prefix: str
+) -> None:
+    topics = transport._topics
+    known = topics.identity("events")
+    away = topics._admin.list_topics(timeout=10).controller_id
+    kafka.kill(away)
+    try:
+        began, worked = time.monotonic(), time.process_time()
+        asked = topics._admin.describe_topics(TopicCollection([f"{prefix}events"]), request_timeout=3)
+        with pytest.raises(KafkaException, match="waiting for controller"):
+            asked[f"{prefix}events"].result()
+        assert time.process_time() - worked < 0.3 * (time.monotonic() - began)
+        assert patiently("here", 60, lambda: topics.identity("events")) == known
+    finally:
+        kafka.start(away)
+
+
+def test_who_has_heard_that_a_partition_has_no_leader_asks_again(kafka: Any, prefix: str) -> None:
+    made, name = KafkaTransport(kafka.bootstrap_servers, prefix=prefix), f"{prefix}events"
+    topics, look = made._topics, Cluster(kafka.bootstrap_servers)
+    lab = Lab("here", kafka.bootstrap_servers, Path(), Workload())
+    topics._admin.create_topics([NewTopic(name, 1, replica_assignment=[[3]])], operation_timeout=30)[name].result(30)
+    asking = (topics._admin, look.admin, lab.admin)
+
+    def leaders() -> set[int]:
+        return {admin.list_topics(timeout=10).topics[name].partitions[0].leader for admin in asking}
+
+    assert wait_until(lambda: leaders() == {3}, 60)
+    kafka.stop(3)
+    try:
+        assert wait_until(lambda: leaders() == {-1}, 60)
+    finally:
+        kafka.start(3)
+    assert wait_until(lambda: _leader(kafka.bootstrap_servers, name) == 3, 60)
+    latest, place = OffsetSpec.latest(), TopicPartition(name, 0)  # type: ignore[no-untyped-call]
+    assert made.extents("events") == {0: Extent(0, 0)}
+    assert look.offsets([(name, 0)], latest) == {(name, 0): 0}
+    assert lab.ask_leaders(lambda: lab.admin.list_offsets({place: latest})[place].result(30).offset) == 0
+
+
+def _leader(address: str, topic: str) -> int:
+    """What a client says that has never heard of the topic."""
+    found = AdminClient({"bootstrap.servers": address}).list_topics(topic, timeout=10).topics[topic].partitions
+    return int(found[0].leader) if found else -1
 
 
 def test_a_leader_that_is_killed_costs_no_record(kafka: Any, transport: KafkaTransport) -> None:

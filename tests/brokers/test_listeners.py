@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestration import clocks
-from streaming.cluster import listeners, ports
+from streaming.cluster import jars, listeners, ports
 from streaming.cluster.kafka import DisposableCluster
 from streaming.cluster.machine import Finding
 
@@ -41,6 +41,8 @@ def test_brokers_tell_their_listeners_and_all_are_reached(kafka: DisposableClust
         assert controller["advertised"] == f"{ports.HOST}:{broker.ports.controller}"
         assert client["from_here"] == controller["from_here"] == "reached"
         assert (client["used_by"], controller["used_by"]) == ("clients, brokers", "controllers")
+    release = jars.KAFKA_VERSION.rpartition(".")[0]
+    assert listeners.survey(kafka.bootstrap_servers).versions == f"{release} (brokers 1, 2, 3)"
 
 
 def test_no_broker_ends_with_4(tmp_path: Path) -> None:
@@ -99,9 +101,10 @@ def judged(port: int) -> Finding:
 
 
 def test_an_advertised_name_that_nobody_knows_is_told(crooked: tuple[DisposableCluster, dict[str, int]]) -> None:
-    _, doors = crooked
+    cluster, doors = crooked
     found = judged(doors["NAME"])
     assert found.is_bad
+    assert found.remedy.startswith(f"begin with {cluster.brokers[0].address} instead: broker 1's listener CLIENT")
     assert "the name kafka-1.invalid is not known" in found.detail
     assert f"advertised.listeners=NAME://{ports.HOST}:{doors['NAME']}" in found.remedy
     assert "/etc/hosts" in found.remedy

@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 
 from orchestration import notebooks
+from orchestration.brokers import remember
 from streaming.cluster import ports
 from streaming.cluster.kafka import DisposableCluster
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
 from streaming.home import Home
-from streaming.lab import Lab
+from streaming.lab import QUEUES, Lab
+from tests.brokers.rabbitmq_scenes import address
 
 pytestmark = pytest.mark.brokers
 Rows = list[dict[str, Any]]
@@ -143,6 +146,49 @@ def test_what_one_notebook_sends_the_other_receives_on_the_labs_brokers(
     assert f"of {total} records" in received.printed("read")
     assert f"= {total} of {total}, 0 twice" in received.printed("commit")
     assert f"reads {total} of {total}" in received.printed("again")
+
+
+def insist_on_rabbitmqs_lesson(shown: Executed) -> None:
+    """What the notebook on RabbitMQ is there to show, in any run of it."""
+    north, south, alert, short = "positions.north.car-1", "positions.south.car-2", "alerts.north.car-1", "alerts.north"
+    outcomes = [(row["routing key"], row["mandatory"], row["outcome"]) for row in shown.table("confirm")]
+    assert outcomes == [
+        *((key, True, "confirmed") for key in (north, south, alert, short)),
+        ("diagnostics.south.car-2", True, "came back: NO_ROUTE"),
+        ("diagnostics.south.car-2", False, "confirmed"),
+    ]
+    went = {row["queue"]: row["got"].split(", ") for row in shown.table("where")}
+    assert went == {"positions": [north, south], "north": [north, alert], "alerts": [alert, short]}
+
+    held = [(row["ready"], row["unacknowledged"], row["acknowledged"]) for row in shown.table("prefetch")]
+    assert held == [(15, 5, 0), (15, 5, 0), (12, 5, 3)]
+
+    assert shown.printed("redelivery").endswith("[0, 1]\n")
+    again = {row["message"]: row["redelivered"] for row in shown.table("again")}
+    assert again == {0: True, 1: True, 2: False, 3: False}
+
+    dead = {row["message"]: (row["deliveries"], row["reason"], row["came from"]) for row in shown.table("dead")}
+    assert dead == {"unreadable": (1, "rejected", "judged"), "unlucky": (3, "delivery_limit", "judged")}
+
+    whole, once_more, rest = shown.table("stream")
+    assert whole == once_more
+    assert (whole["read"], whole["first offset"], whole["last offset"]) == (30, 0, 29)
+    assert (rest["read"], rest["first offset"], rest["last offset"]) == (10, 20, 29)
+
+
+def test_rabbitmqs_notebook_shows_routing_confirms_redelivery_dead_letters_and_replay(
+    rabbitmq: DisposableRabbitMQ, tmp_path: Path
+) -> None:
+    at, home = address(rabbitmq), Home(tmp_path / "home").open()
+    theirs = f"amqp://{at.user}:{at.password}@{at.host}:{at.port}/{at.vhost}"
+    Lab(brokers=(QUEUES,), rabbitmq_url=remember(home, theirs), prefix=at.prefix).save(home)
+    shown = execute("rabbitmq", tmp_path, home.root)
+    assert shown.printed("open").strip() == "the lab's"
+    insist_on_rabbitmqs_lesson(shown)
+
+
+def test_the_committed_notebook_on_rabbitmq_shows_it_too() -> None:
+    insist_on_rabbitmqs_lesson(Executed(notebooks.FOLDER / "rabbitmq.ipynb"))
 
 
 @pytest.fixture

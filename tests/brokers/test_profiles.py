@@ -1,7 +1,7 @@
 """Roles under both profilers on real brokers: what is kept, what is interrupted, what is left behind (nothing).
 
-A representative few, for each run costs seconds: a generator, a transformer and a sink, scalene and cProfile. All roles
-go through the same code; `streamgauge profile all` runs every one of them.
+Every role once under each profiler, in a short form, on the three brokers in turns; `streamgauge profile all --broker
+all --with both` is every one of them on each.
 """
 
 from __future__ import annotations
@@ -10,24 +10,35 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import cycle, product
 from pathlib import Path
 
 import polars as pl
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from experiments.profiles import calls, results, runs, scalene_report, stage
+from experiments.profiles import calls, results, runs, scalene_report, stage, timing
+from experiments.profiles.corners import RabbitCorner
 from experiments.profiles.runner import Request, profile, survivors
 from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
+from streaming.cluster import guests
 from streaming.cluster.kafka import DisposableCluster
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
+from streaming.errors import SetupError
 from streaming.home import Home
+from streaming.lab import BROKERS, KAFKA, QUEUES
+from streaming.topology import ROLES, Stream, role
+from streaming.transports.rabbitmq import queue_publisher
 
 FEW = Workload(messages=20_000)
 SAMPLED = Workload(messages=300_000)  # a second of work and more: a sampling profiler looks every ten milliseconds
 PATIENCE_S = 120.0
+GAP = 0.02  # of a loop's time, at most, may be in no turn
+SAMPLERS = (Profiler.SCALENE, Profiler.CPROFILE)
 
 
 @pytest.fixture
@@ -46,9 +57,6 @@ def test_a_sink_under_cprofile_has_a_profile_a_thread_and_nothing_is_left(kafka:
     assert (folder / results.FIGURE).exists()
     turns = pl.read_parquet(folder / results.TURNS)
     assert turns.filter(pl.col("thread") == "sink")["records"].sum() == 20_000
-    main = turns.filter(pl.col("thread") == "main")
-    assert run.loop_s is not None
-    assert sum(main["wait_s"].to_list()) + sum(main["work_s"].to_list()) == pytest.approx(run.loop_s, rel=0.02)
     assert calls.top(found, "own_s")["own_s"][0] > 0
 
 
@@ -70,6 +78,88 @@ def test_a_generator_is_profiled_and_its_turns_are_kept(kafka: DisposableCluster
     run = profile(home, Request("positions-generator", profiler=Profiler.NONE, workload=FEW), kafka.bootstrap_servers)
     folder = check(home, kafka, run)
     assert pl.read_parquet(folder / results.TURNS)["records"].sum() == 20_000
+
+
+# Every role under both profilers, each time on another broker.
+RUNS = [(*each, broker) for each, broker in zip(product(SAMPLERS, ROLES), cycle(BROKERS), strict=False)]
+
+
+@pytest.mark.brokers
+@pytest.mark.parametrize(("profiler", "name", "broker"), RUNS)
+def test_every_role_is_profiled_by_both_profilers_and_leaves_its_tables_and_nothing_else(
+    kafka: DisposableCluster, rabbitmq: DisposableRabbitMQ, home: Home, broker: str, name: str, profiler: Profiler
+) -> None:
+    hosts, at = virtual_hosts(rabbitmq), kafka.bootstrap_servers if broker == KAFKA else rabbitmq
+    run = profile(home, Request(name, broker, profiler, Workload(messages=2_000)), at)
+    folder = check(home, kafka, run)
+    assert virtual_hosts(rabbitmq) == hosts
+    assert (folder / results.FIGURE).exists()
+    assert len(pl.read_parquet(folder / results.TURNS)) > 0
+    if profiler is Profiler.SCALENE:
+        assert len(pl.read_parquet(folder / results.LINES)) > 0
+        assert (folder / scalene_report.HTML).stat().st_size > 100_000
+    else:
+        assert len(pl.read_parquet(folder / results.CALLS)) > 0
+        activities = pl.read_parquet(folder / results.ACTIVITIES)
+        assert activities.filter(activity="other")["share"].sum() < 0.2, activities
+        assert activities["share"].sum() == pytest.approx(1, abs=0.01), activities  # nothing of the time is left out
+
+
+@pytest.mark.parametrize(("codec", "messages"), [("json", 7_001), ("avro", 23_000)])  # less than a round, and more
+def test_the_codecs_alone_are_profiled_without_a_broker(home: Home, codec: str, messages: int) -> None:
+    request = Request("codecs", "none", Profiler.CPROFILE, Workload(messages=messages, codec=codec))
+    run = profile(home, request, None)
+    folder = runs.folder_of(home, run)
+    assert (run.status, run.records, run.committed) == (Status.COMPLETE, messages, messages), run.reason
+    activities = pl.read_parquet(folder / results.ACTIVITIES)
+    assert activities.filter(pl.col("activity").is_in(["encoding", "decoding"]))["share"].sum() > 0.8
+    assert survivors(folder) == []
+
+
+class Bare(RabbitCorner):
+    """A corner in which no queue takes anything."""
+
+    def create(self, streams: Iterable[Stream]) -> None:  # noqa: ARG002 - that is the point
+        super().create([])
+
+
+@pytest.mark.brokers
+def test_a_sender_whose_records_are_refused_is_closed(rabbitmq: DisposableRabbitMQ, home: Home) -> None:
+    sink, hosts = role("positions-parquet"), virtual_hosts(rabbitmq)
+    made = stage.Stage(sink, Workload(messages=10), home, QUEUES, Bare(rabbitmq, QUEUES, sink, "profile-bare-"))
+    with pytest.raises(SetupError, match="no queue takes"):
+        made.prepare()
+    assert "profile-filler-amqp" not in running_threads()
+    made.close()
+    assert virtual_hosts(rabbitmq) == hosts
+
+
+@pytest.mark.brokers
+def test_a_stage_on_a_broker_that_stands_still_is_left_all_the_same_and_says_what_it_left(
+    rabbitmq: DisposableRabbitMQ, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_publisher, "_CLOSE_TIMEOUT_S", 1.0)
+    fed = Workload(messages=100_000, load=Load.STEADY, rate_hz=5_000)
+    place = (home, "positions-parquet", QUEUES, fed, rabbitmq, "still", threading.Event())
+
+    def breaks_off() -> None:
+        with stage.stage(*place) as made:
+            made.begin_feeding()
+            wait_until(lambda: waiting_in(rabbitmq, "profile-still-") > 0)
+            rabbitmq.pause(1)
+            raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            breaks_off()
+    finally:
+        rabbitmq.resume(1)
+    [note] = caught.value.__notes__
+    assert "does not answer" in note
+    assert stage.leftovers(home) == []
+    assert "feeder" not in running_threads()
+    wait_until(lambda: "profile-feeder-amqp" not in running_threads())  # its node can take leave of it again
+    guests.dismiss(rabbitmq.nodes[0], rabbitmq.credentials, "profile-still-", QUEUES)
 
 
 @pytest.mark.brokers
@@ -105,12 +195,19 @@ def check(home: Home, kafka: DisposableCluster, run: Run, *, status: Status = St
     if status is Status.COMPLETE:
         assert run.records == run.committed == run.workload.messages
         assert run.cpu_us_per_record is not None
+    [main] = timing.per_run(home, [run]).filter(thread="main").to_dicts()
+    assert main["gap"] < GAP, "work and waiting of all turns are the loop's time"
+    assert pl.read_parquet(folder / results.TURNS)["work_s"].to_numpy().min() > -1e-3, "nobody works less than nothing"
     assert survivors(folder) == []
     assert stage.leftovers(home) == []
     topics = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0}).list_topics(timeout=20).topics
     left = [name for name in topics if name.startswith(f"profile-{run.name}-")]
     assert left == []
     return folder
+
+
+def virtual_hosts(node: DisposableRabbitMQ) -> set[str]:
+    return {each["name"] for each in node.ask("/vhosts")}
 
 
 def records_taken(home: Home) -> int:
@@ -123,9 +220,26 @@ def records_taken(home: Home) -> int:
     return 0
 
 
+def running_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def waiting_in(node: DisposableRabbitMQ, prefix: str) -> int:
+    """How many messages the queues of virtual hosts with this prefix hold."""
+    queues = node.ask("/queues")
+    return sum(each.get("messages", 0) for each in queues if each["vhost"].startswith(prefix))
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    def holds() -> bool:
+        assert process.poll() is None, "it ended before it was interrupted"
+        return condition()
+
+    wait_until(holds)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it was interrupted"
         time.sleep(0.1)

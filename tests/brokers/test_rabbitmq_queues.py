@@ -23,12 +23,14 @@ from streaming.interfaces import Offsets
 from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.link import Link
 from streaming.transports.rabbitmq.queue_publisher import QueuePublisher
 from streaming.transports.rabbitmq.queue_source import QueueSource
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from tests.brokers.rabbitmq_scenes import (
     CODEC,
     CODECS,
+    DEADLINE_S,
     GROUP,
     STREAM,
     Killable,
@@ -169,6 +171,26 @@ def test_a_message_that_no_queue_takes_is_an_error_and_not_a_loss_in_silence(rab
     with pytest.raises(SetupError, match="nobody"):
         publisher.flush(30)
     publisher.close()
+
+
+def test_a_broker_that_takes_its_time_to_grant_is_not_away(rabbitmq: DisposableRabbitMQ) -> None:
+    """As with a long queue on a busy machine: the channel is open at once, the answer to consuming takes long."""
+    asked, gone = threading.Event(), threading.Event()
+
+    def grant() -> None:
+        assert gone.wait(DEADLINE_S)
+        link.call(link.serves)
+
+    def opened(*_: object) -> None:
+        asked.set()
+        threading.Thread(target=grant, daemon=True).start()
+
+    link = Link(address(rabbitmq), "slowly", on_open=opened, on_lost=lambda: None)
+    assert asked.wait(DEADLINE_S)
+    threading.Timer(0.5, gone.set).start()
+    link.wait_open(timeout_s=0.01)
+    assert gone.is_set()
+    link.close()
 
 
 def test_a_role_may_do_its_own_part_only(rabbitmq: DisposableRabbitMQ) -> None:

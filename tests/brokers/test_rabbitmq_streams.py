@@ -13,7 +13,7 @@ import pytest
 
 from streaming.batch import Batch, Outgoing
 from streaming.cluster.rabbitmq import DisposableRabbitMQ
-from streaming.errors import BrokerUnavailable, Fenced, SetupError, TopicRecreated, UsageError
+from streaming.errors import BrokerUnavailable, Fenced, RetentionGap, SetupError, TopicRecreated, UsageError
 from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.declaring import channel_of
@@ -145,6 +145,30 @@ def test_a_stream_made_anew_has_another_identity_and_a_reader_of_the_old_one_sto
     assert after.topic_id != before.topic_id
     with pytest.raises(TopicRecreated):
         streams.source("positions", GROUP, Notebook(start=100))
+
+
+def test_records_that_retention_took_before_they_were_read_stop_the_reader(
+    rabbitmq: DisposableRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conformance suite asks this of brokers that delete up to any offset; a stream drops whole segments only."""
+    monkeypatch.setattr("streaming.transports.rabbitmq.streams.SEGMENT_BYTES", 10_000)
+    monkeypatch.setattr("streaming.transports.rabbitmq.streams.MAX_STREAM_BYTES", 20_000)
+    streams = RabbitStreams(address(rabbitmq))
+    streams.create([STREAM], replication=1)
+    publish(streams, 100)
+    first = streams.extents("positions")[0].low
+
+    def is_gone() -> bool:
+        publish(streams, 100)
+        return streams.extents("positions")[0].low > first
+
+    until(is_gone)
+    with pytest.raises(RetentionGap, match=f"before offset {first},"):
+        streams.source("positions", GROUP, Notebook(start=first))
+    source = streams.source("positions", GROUP, Notebook())
+    assert offsets(take(source, 1))[0] > first
+    source.close()
+    streams.close()
 
 
 def test_what_cannot_be_is_refused_by_name(streams: RabbitStreams) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from experiments import verdicts
+from experiments.verdicts import Verdict
+from streaming.home import Home
 
 PROGRAM = [sys.executable, "-m", "orchestration.cli"]
 
@@ -91,6 +96,20 @@ def test_status_of_a_lab_that_is_down_is_an_empty_list(tmp_path: Path) -> None:
     done = call("status", "--json", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
+
+
+def test_status_names_a_regression_that_stands_and_keeps_it_out_of_the_json(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").open()
+    worse = Verdict(verdicts.REGRESSION, "positions-csv on kafka", True, "9 µs a record, before: 3", "streamgauge up")
+    verdicts.keep(home, worse)
+    done = call("status", home=home.root)
+    assert done.returncode == 0, done.stderr
+    assert "profile regression: positions-csv on kafka: 9 µs a record" in done.stdout
+    quiet = call("status", "--json", home=home.root)
+    assert json.loads(quiet.stdout) == []
+    assert "profile regression" in quiet.stderr
+    verdicts.keep(home, replace(worse, is_bad=False))
+    assert "regression" not in call("status", home=home.root).stdout
 
 
 def test_reset_deletes_only_after_a_yes(tmp_path: Path) -> None:

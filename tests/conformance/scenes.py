@@ -45,24 +45,39 @@ class Notebook:
 
 
 class Broker(Protocol):
-    """The broker's part in a story."""
+    """The broker's part in a story. Of one that replays also recreate(): delete `events` and make it anew.
+
+    Of one with all that Kafka has, also delete_before(partition, offset): retention on `events`; and doomed(): outputs
+    with which the next commit is aborted.
+    """
 
     transport: Any
+    partitions: int  # of `events`
+    first: int  # the offset of a partition's first record
 
-    def delete_before(self, partition: int, offset: int) -> None:
-        """Retention on `events`."""
-
-    def recreate(self) -> None:
-        """Delete `events` and make it anew."""
-
-    def doomed(self) -> list[Outgoing]:
-        """Outputs with which the next commit is aborted."""
+    def texts(self, stream: str) -> list[bytes]:
+        """The values of all that was published."""
 
     def forget_group(self) -> None:
         """The group's offsets expire."""
 
+    def close(self) -> None:
+        """Let go of it."""
 
-class MemoryBroker:
+
+class _ThreePartitions:
+    partitions = 3
+    first = 0
+    transport: Any
+
+    def texts(self, stream: str) -> list[bytes]:
+        return [value for batch in self.transport.read_all(stream) for value in batch.values]
+
+    def close(self) -> None:
+        """Its topics go with the cluster."""
+
+
+class MemoryBroker(_ThreePartitions):
     def __init__(self) -> None:
         self.transport = MemoryTransport()
 
@@ -80,7 +95,7 @@ class MemoryBroker:
         self.transport.group("events", "adders").committed.clear()
 
 
-class KafkaBroker:
+class KafkaBroker(_ThreePartitions):
     def __init__(self, address: str) -> None:
         self.prefix = f"c{uuid.uuid4().hex[:8]}-"
         self.transport = KafkaTransport(address, prefix=self.prefix)
@@ -122,14 +137,22 @@ class KafkaBroker:
 
 @dataclass
 class Scene:
-    """A transport with the streams events (3 partitions), results (2) and state (3), and what it opened."""
+    """A transport with the streams events, results and state, and what it opened. `broker` can more with some."""
 
-    broker: Broker
+    broker: Any
     opened: list[Any] = field(default_factory=list)
 
     @property
     def transport(self) -> Any:
         return self.broker.transport
+
+    @property
+    def partitions(self) -> range:
+        return range(self.broker.partitions)
+
+    def at(self, number: int) -> int:
+        """The offset of a partition's record of that number, counted from 0."""
+        return int(self.broker.first) + number
 
     def source(self, keeper: Notebook, instance: int = 0, group: str = "readers") -> Source:
         return cast("Source", self._kept(self.transport.source("events", group, keeper, instance=instance)))
@@ -148,7 +171,8 @@ class Scene:
         publisher.close()
 
     def texts(self, stream: str) -> list[bytes]:
-        return [value for batch in self.transport.read_all(stream) for value in batch.values]
+        found: list[bytes] = self.broker.texts(stream)
+        return found
 
     def _kept(self, opened: Any) -> Any:
         self.opened.append(opened)
@@ -181,6 +205,12 @@ def until(condition: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.02)
     return answer
+
+
+def read_from(opened: Callable[[], Source | Transaction]) -> None:
+    """Open and poll until something comes; a refusal may come at either."""
+    source = opened()
+    until(lambda: source.poll(0.1))
 
 
 def take(source: Source | Transaction, count: int) -> list[Batch]:

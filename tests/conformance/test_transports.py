@@ -9,7 +9,7 @@ import pytest
 
 from streaming.batch import Outgoing
 from streaming.errors import Fenced, RetentionGap, TopicRecreated, UsageError
-from tests.conformance.scenes import EVENTS, STATE, Notebook, Scene, by_partition, numbers, take, until
+from tests.conformance.scenes import EVENTS, STATE, Notebook, Scene, by_partition, numbers, read_from, take, until
 
 
 def test_what_is_published_is_read_in_order_by_each_partition(scene: Scene) -> None:
@@ -22,9 +22,9 @@ def test_what_is_published_is_read_in_order_by_each_partition(scene: Scene) -> N
 
     read = by_partition(take(scene.source(Notebook()), len(values)))
 
-    assert len(read) == 3
+    assert len(read) == len(scene.partitions)
     for records in read.values():
-        assert [offset for offset, _ in records] == list(range(len(records)))
+        assert [offset for offset, _ in records] == [scene.at(number) for number in range(len(records))]
         assert [int(value) for _, value in records] == sorted(int(value) for _, value in records)
     assert {int(value) for records in read.values() for _, value in records} == set(range(30_000))
     keys = {partition: {int(value) % 50 for _, value in records} for partition, records in read.items()}
@@ -32,25 +32,25 @@ def test_what_is_published_is_read_in_order_by_each_partition(scene: Scene) -> N
 
 
 def test_a_batch_is_of_one_partition_with_rising_offsets(scene: Scene) -> None:
-    for partition in range(3):
+    for partition in scene.partitions:
         scene.publish("events", partition, numbers(0, 500))
 
-    for batch in take(scene.source(Notebook()), 1_500):
+    for batch in take(scene.source(Notebook()), 500 * len(scene.partitions)):
         assert batch.stream == "events"
         assert batch.offsets.dtype == np.int64
         assert len(batch.values) == len(batch.offsets)
         assert np.all(np.diff(batch.offsets) > 0)
 
 
-def test_the_keeper_decides_where_reading_starts_and_the_groups_offset_does_not(scene: Scene) -> None:
+def test_the_keeper_decides_where_reading_starts_and_the_groups_offset_does_not(partitioned: Scene) -> None:
     for partition in range(3):
-        scene.publish("events", partition, numbers(0, 100))
-    first = scene.source(Notebook())
+        partitioned.publish("events", partition, numbers(0, 100))
+    first = partitioned.source(Notebook())
     take(first, 300)
     first.acknowledge({0: 100, 1: 100, 2: 100})
     first.close()
 
-    read = by_partition(take(scene.source(Notebook({0: 90, 1: 100})), 110))
+    read = by_partition(take(partitioned.source(Notebook({0: 90, 1: 100})), 110))
 
     assert read[0][0] == (90, b"90")
     assert 1 not in read
@@ -58,48 +58,49 @@ def test_the_keeper_decides_where_reading_starts_and_the_groups_offset_does_not(
 
 
 def test_a_tombstone_is_an_empty_value(scene: Scene) -> None:
-    scene.publish("events", 1, [b"", b"x"])
-    assert by_partition(take(scene.source(Notebook()), 2))[1] == [(0, b""), (1, b"x")]
+    last = scene.partitions[-1]
+    scene.publish("events", last, [b"", b"x"])
+    assert by_partition(take(scene.source(Notebook()), 2))[last] == [(scene.at(0), b""), (scene.at(1), b"x")]
 
 
-def test_records_deleted_before_they_were_read_stop_the_reader(scene: Scene) -> None:
-    scene.publish("events", 0, numbers(0, 100))
-    scene.broker.delete_before(0, 50)
-    source = scene.source(Notebook({0: 49}))
+def test_records_deleted_before_they_were_read_stop_the_reader(partitioned: Scene) -> None:
+    partitioned.publish("events", 0, numbers(0, 100))
+    partitioned.broker.delete_before(0, 50)
+    source = partitioned.source(Notebook({0: 49}))
     with pytest.raises(RetentionGap, match=r"49.*50"):
         until(lambda: source.poll(0.1))
 
 
-def test_a_first_start_begins_with_the_oldest_record_that_is_left(scene: Scene) -> None:
-    scene.publish("events", 0, numbers(0, 100))
-    scene.broker.delete_before(0, 50)
-    assert by_partition(take(scene.source(Notebook({1: 0, 2: 0})), 50))[0][0] == (50, b"50")
+def test_a_first_start_begins_with_the_oldest_record_that_is_left(partitioned: Scene) -> None:
+    partitioned.publish("events", 0, numbers(0, 100))
+    partitioned.broker.delete_before(0, 50)
+    assert by_partition(take(partitioned.source(Notebook({1: 0, 2: 0})), 50))[0][0] == (50, b"50")
 
 
-def test_a_topic_that_was_made_anew_stops_the_reader(scene: Scene) -> None:
-    scene.publish("events", 0, numbers(0, 100))
-    before = scene.transport.identity("events")
-    scene.broker.recreate()
-    scene.publish("events", 0, numbers(0, 10))
+def test_a_topic_that_was_made_anew_stops_the_reader(replayable: Scene) -> None:
+    replayable.publish("events", 0, numbers(0, 100))
+    before = replayable.transport.identity("events")
+    replayable.broker.recreate()
+    replayable.publish("events", 0, numbers(0, 10))
 
-    after = scene.transport.identity("events")
+    after = replayable.transport.identity("events")
     assert after.cluster_id == before.cluster_id
     assert after.topic_id != before.topic_id
-    source = scene.source(Notebook({0: 100}))
     with pytest.raises(TopicRecreated):
-        until(lambda: source.poll(0.1))
+        read_from(lambda: replayable.source(Notebook({0: replayable.at(100)})))
 
 
-def test_reading_goes_on_from_where_it_was_sent_to(scene: Scene) -> None:
-    scene.publish("events", 2, numbers(0, 100))
-    source = scene.source(Notebook())
+def test_reading_goes_on_from_where_it_was_sent_to(replayable: Scene) -> None:
+    last = replayable.partitions[-1]
+    replayable.publish("events", last, numbers(0, 100))
+    source = replayable.source(Notebook())
     take(source, 100)
 
-    source.seek(2, 40)
-    assert by_partition(take(source, 60))[2][0] == (40, b"40")
-    source.seek(2, 95)
-    scene.publish("events", 2, numbers(100, 110))
-    assert by_partition(take(source, 15))[2][0] == (95, b"95")
+    source.seek(last, replayable.at(40))
+    assert by_partition(take(source, 60))[last][0] == (replayable.at(40), b"40")
+    source.seek(last, replayable.at(95))
+    replayable.publish("events", last, numbers(100, 110))
+    assert by_partition(take(source, 15))[last][0] == (replayable.at(95), b"95")
 
 
 def test_a_paused_source_delivers_nothing_and_then_everything(scene: Scene) -> None:
@@ -110,7 +111,7 @@ def test_a_paused_source_delivers_nothing_and_then_everything(scene: Scene) -> N
     scene.publish("events", 0, numbers(10, 20))
     assert [source.poll(0.1) for _ in range(5)] == [[]] * 5
     source.resume()
-    assert by_partition(take(source, 10))[0][0] == (10, b"10")
+    assert by_partition(take(source, 10))[0][0] == (scene.at(10), b"10")
 
 
 def test_what_is_owned_is_released_at_the_end(scene: Scene) -> None:
@@ -119,22 +120,37 @@ def test_what_is_owned_is_released_at_the_end(scene: Scene) -> None:
     scene.publish("events", 0, numbers(0, 10))
     take(source, 10)
     source.close()
-    assert sorted(keeper.released) == [0, 1, 2]
+    assert sorted(keeper.released) == list(scene.partitions)
     assert keeper.lost == []
 
 
-def test_a_second_member_shares_the_partitions_and_nothing_is_read_twice(scene: Scene) -> None:
+def test_what_was_read_and_not_acknowledged_comes_again(scene: Scene) -> None:
+    scene.publish("events", 0, numbers(0, 100))
+    first = scene.source(Notebook())
+    take(first, 100)
+    first.close()
+    read = [value for batch in take(scene.source(Notebook()), 100) for value in batch.values]
+    assert read == numbers(0, 100)
+
+
+def test_reading_starts_where_the_keeper_says(replayable: Scene) -> None:
+    replayable.publish("events", 0, numbers(0, 100))
+    read = by_partition(take(replayable.source(Notebook({0: replayable.at(90)})), 10))
+    assert read == {0: [(replayable.at(number), b"%d" % number) for number in range(90, 100)]}
+
+
+def test_a_second_member_shares_the_partitions_and_nothing_is_read_twice(partitioned: Scene) -> None:
     keepers = [Notebook(), Notebook()]
     for partition in range(3):
-        scene.publish("events", partition, numbers(0, 100))
-    first = scene.source(keepers[0], instance=0)
+        partitioned.publish("events", partition, numbers(0, 100))
+    first = partitioned.source(keepers[0], instance=0)
     take(first, 300)
     keepers[1].positions = dict.fromkeys(range(3), 100)
-    second = scene.source(keepers[1], instance=1)
+    second = partitioned.source(keepers[1], instance=1)
     until(lambda: (first.poll(0.1), second.poll(0.1), keepers[0].released)[-1])
 
     for partition in range(3):
-        scene.publish("events", partition, numbers(100, 200))
+        partitioned.publish("events", partition, numbers(100, 200))
     read: list[tuple[int, int, bytes]] = []
 
     def both_read() -> bool:
@@ -148,44 +164,65 @@ def test_a_second_member_shares_the_partitions_and_nothing_is_read_twice(scene: 
     assert {member for member, _, _ in read} == {0, 1}
 
 
-def test_the_same_instance_started_again_replaces_its_predecessor(scene: Scene) -> None:
-    scene.publish("events", 0, numbers(0, 10))
-    zombie = scene.source(Notebook())
+def test_the_same_instance_started_again_replaces_its_predecessor(partitioned: Scene) -> None:
+    partitioned.publish("events", 0, numbers(0, 10))
+    zombie = partitioned.source(Notebook())
     take(zombie, 10)
-    successor = scene.source(Notebook())
+    successor = partitioned.source(Notebook())
     take(successor, 10)
     with pytest.raises(Fenced):
         until(lambda: zombie.poll(0.1))
 
 
-def test_a_stream_of_another_shape_is_refused(scene: Scene) -> None:
-    scene.transport.create([EVENTS], replication=3)  # the same again is fine
+def test_what_is_there_is_not_made_anew(scene: Scene) -> None:
+    before = scene.transport.identity("events")
+    scene.publish("events", 0, numbers(0, 10))
+    scene.transport.create([EVENTS], replication=len(scene.partitions))
+    assert scene.transport.identity("events") == before
+    take(scene.source(Notebook()), 10)
+
+
+def test_a_stream_of_another_shape_is_refused(partitioned: Scene) -> None:
+    partitioned.transport.create([EVENTS], replication=3)
     with pytest.raises(UsageError, match="partitions"):
-        scene.transport.create([replace(EVENTS, partitions=4)], replication=3)
+        partitioned.transport.create([replace(EVENTS, partitions=4)], replication=3)
     with pytest.raises(UsageError, match=r"cleanup\.policy"):
-        scene.transport.create([replace(EVENTS, settings=STATE.settings)], replication=3)
+        partitioned.transport.create([replace(EVENTS, settings=STATE.settings)], replication=3)
 
 
-def test_a_missing_stream_is_a_usage_error(scene: Scene) -> None:
+def test_a_missing_stream_is_a_usage_error(replayable: Scene) -> None:
     with pytest.raises(UsageError, match="nothing"):
-        scene.transport.extents("nothing")
+        replayable.transport.extents("nothing")
     with pytest.raises(UsageError, match="nothing"):
-        scene.transport.identity("nothing")
+        replayable.transport.identity("nothing")
+
+
+def test_a_missing_stream_cannot_be_read(scene: Scene) -> None:
     with pytest.raises(UsageError, match="nothing"):
         scene.transport.source("nothing", "g", Notebook())
 
 
-def test_the_whole_stream_its_counts_and_its_ends_agree(scene: Scene) -> None:
-    assert scene.transport.read_all("events") == []
-    scene.publish("events", 0, numbers(0, 100))
-    scene.publish("events", 1, numbers(0, 7))
-    scene.broker.delete_before(0, 10)
+def test_the_whole_stream_its_counts_and_its_ends_agree(replayable: Scene) -> None:
+    transport, first, end = replayable.transport, replayable.at(0), replayable.at(100)
+    assert transport.read_all("events") == []
+    replayable.publish("events", 0, numbers(0, 100))
 
-    extents = scene.transport.extents("events")
+    extent = transport.extents("events")[0]
+    assert (extent.low, extent.high) == (first, end)
+    assert by_partition(transport.read_all("events")) == {0: [(first + n, b"%d" % n) for n in range(100)]}
+    assert transport.count_between("events", 0, first + 20, first + 90) == 70
+    assert transport.count_between("events", 0, 0, 1_000) == 100
+    assert transport.count_between("events", replayable.partitions[-1], 0, 0) == 0
+
+
+def test_what_was_deleted_is_in_no_count_and_no_end(partitioned: Scene) -> None:
+    partitioned.publish("events", 0, numbers(0, 100))
+    partitioned.publish("events", 1, numbers(0, 7))
+    partitioned.broker.delete_before(0, 10)
+
+    extents = partitioned.transport.extents("events")
     assert {p: (e.low, e.high) for p, e in extents.items()} == {0: (10, 100), 1: (0, 7), 2: (0, 0)}
-    read = by_partition(scene.transport.read_all("events"))
+    read = by_partition(partitioned.transport.read_all("events"))
     assert read[0] == [(n, b"%d" % n) for n in range(10, 100)]
     assert len(read[1]) == 7
-    assert scene.transport.count_between("events", 0, 20, 90) == 70
-    assert scene.transport.count_between("events", 0, 0, 1_000) == 90
-    assert scene.transport.count_between("events", 2, 0, 0) == 0
+    assert partitioned.transport.count_between("events", 0, 0, 1_000) == 90

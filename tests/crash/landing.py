@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import polars as pl
 
-from orchestration.roles import crash_point
+from orchestration.injection import checkpoint_of
 from sinks.files import FileSink, Rotation
 from sinks.slots import SlotChain
 from streaming.batch import Batch
@@ -73,7 +73,7 @@ def sink_for(home: Path, file_format: str, writer: str = "test", crash_at: str =
         Identity("cluster", "topic"),
         rotation=Rotation(rows=3 * BATCH, seconds=1e9),
         writer=writer,
-        checkpoint=crash_point({"STREAMGAUGE_CRASH_AT": crash_at}),
+        checkpoint=checkpoint_of({"STREAMGAUGE_CRASH_AT": crash_at}),
     )
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestration.roles import crash_point
+from orchestration.injection import checkpoint_of
 from sinks import merge as merging
 from sinks.lanes import Lane
 from sinks.merge import Policy, merge
@@ -51,7 +51,7 @@ def main() -> None:
         "kafka",
         table_for(file_format),
         POLICY,
-        checkpoint=crash_point({"STREAMGAUGE_CRASH_AT": crash_at}),
+        checkpoint=checkpoint_of({"STREAMGAUGE_CRASH_AT": crash_at}),
     )
 
 

@@ -85,6 +85,7 @@ def test_of_two_owners_each_writes_what_the_other_has_not(tmp_path: Path) -> Non
     assert other.displaced() == {}
     assert_landed(tmp_path, 100)
     assert rejected(tmp_path) == [b"more", b"poison"]
+    assert (one.quarantined, other.quarantined) == (1, 1)
 
 
 def test_repeats_and_marks_are_acknowledged_and_not_written(tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
 
-from experiments.profiles import runs
+from experiments import verdicts
+from experiments.profiles import history, runs
 from experiments.profiles.runs import Profiler, Run, Status, Workload
 from orchestration import profiling
 from orchestration.definitions import defs
 from streaming.cluster.kafka import DisposableCluster
 from streaming.home import Home
+from streaming.lab import BROKERS
 from streaming.topology import ROLES
+from tests.orchestration.control_room import pages_served
 
 MESSAGES = 5_000
 
@@ -28,8 +33,11 @@ def location() -> dg.Definitions:
 def test_each_role_has_a_job_and_one_job_has_them_all(location: dg.Definitions) -> None:
     jobs = {job.name: job for job in location.resolve_all_job_defs()}
     for role in ROLES.values():
-        assert jobs[profiling.job_name(role)].asset_layer.selected_asset_keys == {profiling.profile_key(role)}
-    assert len(jobs[profiling.ALL].asset_layer.selected_asset_keys) == len(ROLES)
+        assert jobs[profiling.job_name(role)].asset_layer.selected_asset_keys == {
+            profiling.profile_key(role),
+            profiling.HISTORY,
+        }
+    assert len(jobs[profiling.ALL].asset_layer.selected_asset_keys) == len(ROLES) + 1
 
 
 def test_profiles_queue_with_whatever_else_starts_brokers(location: dg.Definitions) -> None:
@@ -44,7 +52,7 @@ def test_a_schedule_is_off_until_switched_on_and_asks_for_valid_runs(location: d
     at = datetime(2026, 1, 4, 3, 20, tzinfo=UTC)
     context = dg.build_schedule_context(scheduled_execution_time=at, repository_def=location.get_repository_def())
     tick = schedule.evaluate_tick(context)
-    assert [request.partition_key for request in tick.run_requests or ()] == ["kafka"]
+    assert [request.partition_key for request in tick.run_requests or ()] == list(BROKERS)
     for request in tick.run_requests or ():
         assert dg.validate_run_config(location.resolve_job_def(profiling.ALL), request.run_config)
 
@@ -56,16 +64,25 @@ def test_the_form_refuses_what_is_no_load(location: dg.Definitions) -> None:
         dg.validate_run_config(job, {"ops": {op: {"config": {"load": "HEAVY"}}}})
 
 
+def test_where_nothing_was_measured_the_check_says_so_and_shows_no_number() -> None:
+    checked = profiling.regression_check(history.judged([before("none", cpu_s=0.0)], []))
+    assert (checked.passed, checked.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "nothing was measured" in str(checked.metadata["says"].value)
+    assert "cpu_us_per_record" not in checked.metadata
+    told = profiling.regression_check(history.judged([before("some", cpu_s=0.05)], []))
+    assert told.passed, "no verdict yet is no failure"
+    assert told.metadata["cpu_us_per_record"].value == pytest.approx(1e6 * 0.05 / MESSAGES)
+
+
 @pytest.mark.brokers
 def test_a_role_is_profiled_and_a_dearer_one_is_a_warning(
-    location: dg.Definitions, kafka: DisposableCluster, tmp_path: Path
+    location: dg.Definitions, kafka: DisposableCluster, home: Home
 ) -> None:
-    home = Home(tmp_path / "home").open()
     for number in range(5):  # what it cost before: next to nothing
         runs.write(home, before(f"20200101-00000{number}-before", cpu_s=0.0001 * (1 + number)))
     role = ROLES["positions-generator"]
     config = {"messages": MESSAGES, "timing_runs": 1, "bootstrap_servers": kafka.bootstrap_servers}
-    with dg.DagsterInstance.ephemeral() as instance:
+    with pages_served(home), dg.DagsterInstance.ephemeral() as instance:
         done = location.resolve_job_def(profiling.job_name(role)).execute_in_process(
             run_config={
                 "ops": {"profiles__positions_generator": {"config": config}},
@@ -74,16 +91,38 @@ def test_a_role_is_profiled_and_a_dearer_one_is_a_warning(
             partition_key="kafka",
             instance=instance,
         )
-    assert done.success
-    [materialization] = done.asset_materializations_for_node("profiles__positions_generator")
-    said = materialization.metadata
-    assert {"hot_lines", "top_own_s", "top_calls", "loop_timings", "cprofile_figure", "report"} <= said.keys()
-    assert said["records"].value == MESSAGES
-    assert Path(str(said["report"].value)).exists()
+        assert done.success
+        [history_made] = done.asset_materializations_for_node("profiles__history")
+        assert history_made.metadata["dagster/row_count"].value == 6, "five from before and this one"
+        [materialization] = done.asset_materializations_for_node("profiles__positions_generator")
+        said = materialization.metadata
+        assert {"hot_lines", "top_own_s", "top_calls", "loop_timings", "cprofile_figure", "report"} <= said.keys()
+        assert said["records"].value == MESSAGES
+        report = Path(str(said["report"].value))
+        assert ask(str(said["report_page"].value)) == report.read_bytes(), "what the link in Dagster leads to"
     [check] = done.get_asset_check_evaluations()
     assert (check.check_name, check.passed, check.severity) == (profiling.CHECK, False, dg.AssetCheckSeverity.WARN)
     assert "before" in str(check.metadata["says"].value)
+    [verdict] = verdicts.bad(home)
+    assert verdict.subject == "positions-generator on kafka", "streamgauge status says it too"
     assert {run.profiler for run in runs.listed(home)[-3:]} == set(Profiler)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home").open()
+
+
+def ask(url: str) -> bytes:
+    """What a browser gets."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.netloc, timeout=60)
+    connection.request("GET", place.path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    assert answer.status == 200, body
+    return body
 
 
 def before(name: str, *, cpu_s: float) -> Run:

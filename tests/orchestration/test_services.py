@@ -39,7 +39,7 @@ while True: signal.pause()
 
 @pytest.fixture
 def lab() -> Lab:
-    """Ports of this run's own: a base whose seven ports are free."""
+    """Ports of this run's own: a base whose ports are free."""
     for base in range(31_000, 31_900, 7):
         lab = Lab(port_base=base)
         if all(ports.is_free(port) for port in services.ports_of(lab).values()):
@@ -182,8 +182,8 @@ def test_dagster_gets_its_settings_once_and_keeps_what_a_person_changed(home: Ho
 def test_every_role_and_dagster_are_services_and_brokers_only_if_they_are_the_labs_own(home: Home) -> None:
     names = [each.name for each in services.services_of(home, Lab())]
     assert names[:3] == ["kafka-1", "kafka-2", "kafka-3"]
-    assert names[-2:] == ["dagster-webserver", "dagster-daemon"]
-    assert names[3:-2] == list(ROLES)
+    assert names[-3:] == ["profile-pages", "dagster-webserver", "dagster-daemon"]
+    assert names[3:-3] == list(ROLES)
     assert [each.name for each in services.services_of(home, Lab(bootstrap_servers="elsewhere:9092"))] == names[3:]
 
 

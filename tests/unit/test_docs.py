@@ -7,6 +7,7 @@ import re
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -90,7 +91,7 @@ def test_every_demand_has_its_evidence_once() -> None:
 def test_every_row_of_the_evidence_has_a_state_and_what_is_done_names_something() -> None:
     for row in rows():
         assert len(row) == 4, row
-        assert re.fullmatch(r"done|(partly|open) \(#[4-8]\)", row[3]), row
+        assert re.fullmatch(r"done|(partly|open) \(#[4-8]\)|open", row[3]), row
         assert row[3].startswith("open") or "`" in row[2] or row[2].startswith("see "), row
 
 
@@ -122,6 +123,45 @@ def test_every_command_that_a_page_calls_exists(page: Path) -> None:
         *re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?streamgauge ([a-z-]+)", fenced, re.MULTILINE),
     }
     assert calls - {*typer.main.get_command(app).commands} == set()  # type: ignore[attr-defined]
+
+
+def options_refused(text: str) -> list[str]:
+    """`COMMAND --option` for each option in a call of the program that its parser does not know."""
+    plain = re.sub(r"^ *#+ ?", "", text, flags=re.MULTILINE)  # a comment of compose.yaml may hold a call
+    calls = re.findall(r"`(?:\.venv/bin/|docker compose [^`]* )?streamgauge ([^`]+)`", plain)
+    calls += re.findall(
+        r"^\s*(?:\$ |docker compose .* )?(?:\.venv/bin/)?streamgauge ([^`\n]+)$",
+        plain.replace("\\\n", " "),
+        re.MULTILINE,
+    )
+    refused = []
+    for call in calls:
+        command, words = command_of(re.split(r"[|;&#]", call)[0].split())
+        known = {"--help", *(each for option in command.params for each in (*option.opts, *option.secondary_opts))}
+        given = [word.partition("=")[0].rstrip(",.)]") for word in words if re.match(r"--[a-z]", word)]
+        refused += [f"{command.name} {word}" for word in given if word not in known]
+    return refused
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that a call's first words name, in however many groups, and the words after them."""
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        _, command, words = command.resolve_command(typer.Context(command), words)  # an error when there is none
+    return command, words
+
+
+@pytest.mark.parametrize("page", [*HAND_WRITTEN, PROJECT_ROOT / "docker" / "compose.yaml"], ids=lambda page: page.name)
+def test_every_option_that_a_page_gives_a_command_is_one_of_it(page: Path) -> None:
+    assert options_refused(page.read_text()) == []
+
+
+def test_an_option_that_a_command_has_not_is_noticed() -> None:
+    assert options_refused("Call `streamgauge up\n--nonsense 1`.") == ["up --nonsense"]
+    assert options_refused("    docker compose -f f exec c streamgauge verify --nonsense\n") == ["verify --nonsense"]
+    assert options_refused("x:\n\n    streamgauge broker stop 2 --nonsense --json\n\nThat was `--all`.") == [
+        "stop --nonsense"
+    ]
 
 
 def test_situation_and_problem_take_at_most_200_words() -> None:

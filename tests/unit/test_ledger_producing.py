@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from streaming.progress import Progress
 from streaming.service import Limits
 from streaming.topology import STREAMS
 from streaming.transports.memory import Fault, MemoryTransport
+from streaming.turns import Turns
+from streaming.turns import read as read_turns
 
 
 class Lab:
@@ -144,16 +146,43 @@ def test_nothing_is_confirmed_while_it_is_outstanding(lab: Lab) -> None:
 
         def close(self) -> None: ...
 
-    class Never(Slow):
-        def publish(self, outgoing: Outgoing) -> None:
-            self.outstanding += len(outgoing.values)
-
-        def flush(self, timeout_s: float) -> bool:
-            return timeout_s < 0
-
     assert lab.live(lab.positions(), Slow(), records=300).confirmed == 300
-    with pytest.raises(OutcomeUnknown, match="not confirmed within"):
-        Lab(lab.folder / "other").live(lab.positions(), Never(), records=300)
+
+
+class Outage:
+    """Confirms nothing until it was asked to wait for long so many times; `on_wait` is called at each."""
+
+    outstanding = 0
+
+    def __init__(self, waits: int, on_wait: Callable[[], None] = lambda: None) -> None:
+        self.waits, self._on_wait = waits, on_wait
+
+    def publish(self, outgoing: Outgoing) -> None:
+        self.outstanding += len(outgoing.values)
+
+    def flush(self, timeout_s: float) -> bool:
+        if timeout_s >= 30:
+            self.waits -= 1
+            self._on_wait()
+        if self.waits <= 0:
+            self.outstanding = 0
+        return not self.outstanding
+
+    def close(self) -> None: ...
+
+
+def test_an_outage_at_the_end_is_waited_out(lab: Lab) -> None:
+    sent = lab.live(lab.positions(), Outage(5), records=300)
+    assert (sent.attempted, sent.confirmed) == (300, 300)
+    assert lab.accounts()[0].closed
+
+
+def test_one_that_is_told_to_stop_waits_for_confirmations_once(lab: Lab) -> None:
+    outage = Outage(99, on_wait=lab.stop.set)
+    with pytest.raises(OutcomeUnknown, match="300 records were not confirmed within"):
+        lab.live(lab.positions(), outage, records=300)
+    assert outage.waits == 98
+    assert lab.accounts()[0].unknown == lab.accounts()[0].attempted
 
 
 def test_confirmations_come_about_once_a_second(lab: Lab) -> None:
@@ -271,6 +300,37 @@ def test_progress_tells_what_is_sent_and_confirmed(lab: Lab) -> None:
         )
     written = orjson.loads((lab.folder / "fleet.json").read_bytes())
     assert (written["records"], written["committed"]) == (400, 400)
+
+
+def test_each_turns_waiting_for_the_schedule_and_for_confirmations_is_its_own(lab: Lab) -> None:
+    """A turn that only rests is not work, and is not taken off the next one's."""
+
+    class Paced:
+        stream = "positions"
+        is_live = False
+        pacing = Pacing(None, lab.clock)
+
+        def chunks(self, after_us: int, stop: threading.Event) -> Iterator[Chunk]:
+            rows = next(lab.positions().chunks(after_us, stop)).rows
+            for chunk in (Chunk(rows), Chunk(rows.clear(), lab.clock.wall_us()), Chunk(rows)):
+                self.pacing.wait(stop, lab.clock.monotonic_s() + 5)
+                yield chunk
+            self.pacing.wait(stop, lab.clock.monotonic_s() + 5)
+
+    class Slow(Outage):
+        def flush(self, timeout_s: float) -> bool:
+            lab.clock.now_s += min(timeout_s, 1)
+            return super().flush(timeout_s)
+
+    turns = Turns(lab.folder / "fleet.turns", lab.clock.monotonic_s)
+    progress = Progress("fleet", clock=lab.clock.monotonic_s, turns=turns)
+    with Ledger.open(lab.folder, "fleet", "positions") as ledger:
+        codec = JsonCodec(SCHEMAS["positions"])
+        produce(Paced(), Slow(0), codec, ledger, stop=lab.stop, progress=progress, clock=lab.clock)
+    found = read_turns(lab.folder / "fleet.turns")
+    assert found["wait_s"].to_list() == pytest.approx([6, 6, 6, 5])  # seconds: five for the schedule, one to confirm
+    assert found["work_s"].to_list() == pytest.approx([0, 0, 0, 0])
+    assert progress.loop_s == pytest.approx(23)
 
 
 def test_a_time_limit_ends_a_producer(lab: Lab) -> None:

@@ -26,12 +26,14 @@ def test_a_scrape_has_the_counters_as_they_are_now() -> None:
     assert "streamgauge_last_commit_timestamp_seconds" not in first
     progress.took(300)
     progress.rejects(2)
+    progress.retries()
     progress.commits(250, 0.5)
     progress.commits(0, 9.0)  # an empty turn is no commit
     second = scraped(port)
     assert second["streamgauge_records_total"] == 300
     assert second["streamgauge_committed_total"] == 250
     assert second["streamgauge_rejected_total"] == 2
+    assert second["streamgauge_retries_total"] == 1
     assert second["streamgauge_commits_total"] == 1
     assert second["streamgauge_commit_seconds_total"] == 0.5
     assert second["streamgauge_last_commit_timestamp_seconds"] == progress.last_commit_at

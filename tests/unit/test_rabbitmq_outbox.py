@@ -76,3 +76,12 @@ def test_used_and_taken_events_are_left_out_and_marks_and_broken_bytes_are_not()
     assert reads.fresh(batch([0, 1, 2, 3], 30)).offsets.tolist() == [33]
     assert Identities.load(reads.use(34)).count == 4
     assert reads.repeats == 5
+
+
+def test_a_batch_that_ends_with_repeats_is_used_up_with_its_last_new_event() -> None:
+    """What a killed predecessor sent twice: state and account must tell of the same events at every commit."""
+    reads = QueueInput(_not_opened, CODEC)
+    part = reads.fresh(batch([0, 1, 0, 1], 10))
+    assert part.offsets.tolist() == [10, 11]
+    assert Identities.load(reads.use(part.next_offset)).count == 2
+    assert reads.is_used_up

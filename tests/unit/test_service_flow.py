@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from streaming.interfaces import Transport
 from streaming.progress import Progress
 from streaming.service import Limits, run_flow
 from streaming.topology import STREAMS, role, stream
-from streaming.transports.memory import Fault, MemoryTransport
+from streaming.transports.memory import Fault, MemoryTransaction, MemoryTransport
 
 ROLE = role("means-transformer")
 
@@ -123,6 +124,33 @@ def test_each_input_counts_once_whatever_happens_to_the_commits(transport: Memor
     assert landed(transport) == expected(transport)
 
 
+def test_a_transaction_is_waiting_and_the_step_is_work(
+    transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    commit, advance = MemoryTransaction.commit, RunningTotal.advance
+
+    def slow_commit(*arguments: Any) -> bool:
+        now[0] += 3
+        return commit(*arguments)
+
+    def slow_step(*arguments: Any) -> Any:
+        now[0] += 0.5
+        return advance(*arguments)
+
+    monkeypatch.setattr(MemoryTransaction, "commit", slow_commit)
+    monkeypatch.setattr(RunningTotal, "advance", slow_step)
+    publish(transport, range(10), pinned=2)
+    progress = Progress(ROLE.name, clock=lambda: now[0])
+    run_flow(
+        transport, ROLE, RunningTotal(), CODECS, stop=threading.Event(), progress=progress, limits=Limits(messages=10)
+    )
+    assert progress.loop_s is not None
+    assert progress.loop_s - progress.waited_s == 0.5, "ten records of one partition are one step"
+    assert progress.waited_s % 3 == 0
+    assert progress.waited_s > 0
+
+
 def test_input_that_cannot_be_decoded_is_counted_and_skipped(transport: MemoryTransport) -> None:
     publish(transport, range(5), pinned=2)
     transport.publisher("tests").publish(Outgoing("positions", [b"what?", b""], [b"k", b"k"], [2, 2]))
@@ -150,6 +178,14 @@ def test_transactions_that_are_always_aborted_end_the_process(transport: MemoryT
     with pytest.raises(RestartRequired, match="in a row"):
         run(transport, Limits(messages=10))
     assert landed(transport) == []
+
+
+def test_a_transaction_that_was_aborted_is_counted_and_made_again(transport: MemoryTransport) -> None:
+    publish(transport, range(10))
+    transport.fail_next(Fault.COMMIT_ABORTED)
+    progress = run(transport, Limits(messages=10))
+    assert (progress.retried, progress.committed) == (1, 10)
+    assert landed(transport) == expected(transport)
 
 
 def test_an_idle_transformer_commits_nothing(transport: MemoryTransport) -> None:

@@ -38,6 +38,7 @@ class Shelf:
     faults: list[Exception] = field(default_factory=list)
     stolen: dict[int, int] = field(default_factory=dict)  # partition → records that another owner commits first
     released: list[tuple[int, bool]] = field(default_factory=list)
+    quarantined: int = 0
     gate: threading.Event | None = None  # write() waits for it
     _displaced: dict[int, int] = field(default_factory=dict)
 
@@ -257,6 +258,23 @@ def test_a_displaced_partition_is_read_again_behind_the_other_owners_records(tra
         until(lambda: shelf.count >= 2_500)
     service.join_and_raise()
     assert shelf.values() == values
+    assert service.progress.retried == 3
+
+
+def test_what_the_sink_puts_into_quarantine_is_counted(transport: MemoryTransport) -> None:
+    class Sorting(Shelf):
+        def commit(self) -> dict[int, int]:
+            self.quarantined += sum(number % 10 == 0 for buffer in self.buffered.values() for number, _ in buffer)
+            return super().commit()
+
+    publish(transport, range(1_000))
+    shelf = Sorting(quarantined=7)  # of an earlier life: not this process's
+    with running(transport, shelf) as service:
+        until(lambda: shelf.count >= 1_000)
+    service.join_and_raise()
+    assert service.progress.rejected == sum(
+        number % 10 == 0 for b in transport.read_all("positions") for number in b.offsets
+    )
 
 
 def test_a_partition_that_moves_is_committed_before_the_next_owner_begins(transport: MemoryTransport) -> None:

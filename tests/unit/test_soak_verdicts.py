@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.soak import MEMORY_BOUND, Soak, growth, judged, save
+from experiments import verdicts
+from experiments.soak import MEMORY_BOUND, Soak, growth, judged, keep_verdicts, save
+from streaming.home import Home
 
 SECONDS = np.arange(600.0)
 NOISE = np.random.default_rng(1).normal(0, 2, len(SECONDS))
@@ -87,3 +89,18 @@ def test_a_run_with_a_problem_ends_with_1_though_nothing_grew() -> None:
     samples = frame("sound", SECONDS, 200 + NOISE, 30)
     assert Soak(10, samples, judged(samples, 600), [], 1).exit_code == 0
     assert Soak(10, samples, judged(samples, 600), ["a role ended by itself"], 1).exit_code == 1
+
+
+def test_a_leak_stands_in_the_status_until_a_soak_finds_the_role_flat(tmp_path: Path) -> None:
+    home = Home(tmp_path).open()
+
+    def soaked(memory: Any, seconds: Any = SECONDS) -> list[str]:
+        samples = frame("positions-parquet", seconds, memory, 30)
+        keep_verdicts(Soak(10, samples, judged(samples, 600), [], 1), home)
+        return [verdict.line for verdict in verdicts.bad(home)]
+
+    [line] = soaked(200 + NOISE + SECONDS / 60)
+    assert line.startswith("leak: positions-parquet: memory, MiB grows: +1.0")
+    assert "handles" not in line, "they are flat"
+    assert soaked(200 + NOISE[:60], SECONDS[:60]) == [line], "a short run can't tell"
+    assert soaked(200 + NOISE) == []

@@ -17,6 +17,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from sinks import verify as verifying
+from sinks.cut import Cut
 from sinks.files import FileSink
 from sinks.findings import TableReport
 from sinks.formats import FORMATS, footer
@@ -296,6 +298,38 @@ def test_what_no_sink_has_reached_is_pending_and_not_lost(laid: World, tmp_path:
     report = empty.verify()
     assert report.exit_code == 6
     assert {word for word, count in report.totals.items() if count} == {"pending"}
+
+
+@pytest.mark.parametrize("seen", ["not one of the new slots", "only the last of the new slots"])
+def test_what_lands_while_a_table_is_listed_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    world = World(Home(tmp_path / "home").open(), MemoryTransport())
+    world.transport.create(STREAMS.values(), replication=1)
+    sink = ROLES["diagnostics-parquet"]
+    for _ in range(2):
+        world.generate(Diagnostics(LAB.seed, LAB.vehicles, is_paced=False), 100)
+        world.land(sink)
+
+    def first_look(home: Home, broker: str, table: str) -> list[Slot]:
+        monkeypatch.setattr(verifying, "slots", slots)
+        before = slots(home, broker, table)
+        for _ in range(2):
+            world.generate(Diagnostics(LAB.seed, LAB.vehicles, is_paced=False), 100)
+            world.land(sink)
+        if seen.startswith("not"):
+            return before
+        return before + [max(own, key=lambda slot: slot.base) for own in _by_partition(slots(home, broker, table))]
+
+    monkeypatch.setattr(verifying, "slots", first_look)
+    cut = Cut(pending=Counter())
+    found = verifying._read_table(world.home, "memory", sink, cut, lambda _: None)
+    assert found.report.rows >= 200
+    assert {word for word, count in found.report.counts.items() if count} == set()
+
+
+def _by_partition(found: list[Slot]) -> list[list[Slot]]:
+    return [[slot for slot in found if slot.partition == at] for at in {slot.partition for slot in found}]
 
 
 def test_what_was_sent_with_unknown_outcome_and_has_landed_is_recovered(world: World) -> None:
