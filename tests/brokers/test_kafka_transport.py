@@ -12,12 +12,13 @@ import pytest
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
-from streaming.batch import Outgoing
 from experiments.lab import Lab
-from experiments.workload import Workload
+from experiments.workload import fleet
+from streaming.batch import Outgoing
+from streaming.codecs import codec
 from streaming.errors import BrokerUnavailable, RestartRequired, UsageError
 from streaming.interfaces import Extent
-from streaming.topology import STREAMS, Stream, StreamKind
+from streaming.topology import STREAMS, Stream, StreamKind, stream
 from streaming.transports.kafka import KafkaTransport
 from streaming.transports.kafka.failures import patiently
 from streaming.transports.kafka.inspection import Cluster, wait_until
@@ -133,12 +134,12 @@ def test_a_question_for_a_controller_that_is_away_costs_no_core_and_is_answered_
 def test_who_has_heard_that_a_partition_has_no_leader_asks_again(kafka: Any, prefix: str) -> None:
     made, name = KafkaTransport(kafka.bootstrap_servers, prefix=prefix), f"{prefix}events"
     topics, look = made._topics, Cluster(kafka.bootstrap_servers)
-    lab = Lab("here", kafka.bootstrap_servers, Path(), Workload())
+    lab = Lab("here", kafka.bootstrap_servers, Path(), fleet(codec("json", stream("positions").schema)))
     topics._admin.create_topics([NewTopic(name, 1, replica_assignment=[[3]])], operation_timeout=30)[name].result(30)
     asking = (topics._admin, look.admin, lab.admin)
 
     def leaders() -> set[int]:
-        return {admin.list_topics(timeout=10).topics[name].partitions[0].leader for admin in asking}
+        return {_leader(admin, name) for admin in asking}
 
     assert wait_until(lambda: leaders() == {3}, 60)
     kafka.stop(3)
@@ -146,17 +147,16 @@ def test_who_has_heard_that_a_partition_has_no_leader_asks_again(kafka: Any, pre
         assert wait_until(lambda: leaders() == {-1}, 60)
     finally:
         kafka.start(3)
-    assert wait_until(lambda: _leader(kafka.bootstrap_servers, name) == 3, 60)
+    assert wait_until(lambda: _leader(AdminClient({"bootstrap.servers": kafka.bootstrap_servers}), name) == 3, 60)
     latest, place = OffsetSpec.latest(), TopicPartition(name, 0)  # type: ignore[no-untyped-call]
     assert made.extents("events") == {0: Extent(0, 0)}
     assert look.offsets([(name, 0)], latest) == {(name, 0): 0}
     assert lab.ask_leaders(lambda: lab.admin.list_offsets({place: latest})[place].result(30).offset) == 0
 
 
-def _leader(address: str, topic: str) -> int:
-    """What a client says that has never heard of the topic."""
-    found = AdminClient({"bootstrap.servers": address}).list_topics(topic, timeout=10).topics[topic].partitions
-    return int(found[0].leader) if found else -1
+def _leader(admin: AdminClient, topic: str) -> int:
+    found = admin.list_topics(timeout=10).topics.get(topic)  # all: a client asked for one topic keeps an eye on it
+    return int(found.partitions[0].leader) if found else -1
 
 
 def test_a_leader_that_is_killed_costs_no_record(kafka: Any, transport: KafkaTransport) -> None:

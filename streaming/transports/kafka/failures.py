@@ -84,9 +84,7 @@ def is_passing(error: KafkaError) -> bool:
     return error.retriable() or error.code() in _ABSENT | _CHANGING
 
 
-def patiently(
-    address: str, patience_s: float, ask: Callable[[], T], refresh: Callable[[], object] = lambda: None
-) -> T:
+def patiently(address: str, patience_s: float, ask: Callable[[], T], refresh: Callable[[], object] = lambda: None) -> T:
     """The answer to what may be asked twice, asked again while trouble looks passing, for `patience_s`.
 
     `refresh` comes before each further time. What asks leaders needs one that lists the topics: a client that has once
