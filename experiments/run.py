@@ -145,7 +145,7 @@ def run(  # noqa: PLR0913 - what a person can choose about a run
     with only_run(home, experiment.name, wait_s, progress):
         recover(home)
         with pausing.at_rest(home, compose_project, pauses=pauses) as paused:
-            contention = provenance.contention(home, paused=paused, compose_project=compose_project)
+            contention = provenance.contention(home, compose_project=compose_project)
             began = _begin(home, experiment, preset, seed, planned, overrides or {}, repetitions, paused, contention)
             return _carry_out(experiment, planned, *began, open_lab, progress)
 

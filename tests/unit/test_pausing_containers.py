@@ -89,13 +89,21 @@ def test_roles_that_do_not_stop_are_no_pause(home: Home, docker: Path) -> None:
 
 def test_roles_in_containers_that_run_on_are_contention(home: Home, docker: Path) -> None:
     with pausing.at_rest(home, PROJECT, pauses=False) as paused:
-        found = provenance.contention(home, paused=paused, compose_project=PROJECT)
+        found = provenance.contention(home, compose_project=PROJECT)
     assert paused == []
     assert f"2 containers of the live application {PROJECT} share the machine" in found
     with pausing.at_rest(home, PROJECT) as paused:
         assert sorted(paused) == [f"{PROJECT}-{name}-1" for name in ROLES]
-        found = provenance.contention(home, paused=paused, compose_project=PROJECT)
+        found = provenance.contention(home, compose_project=PROJECT)
     assert not any("live application" in each for each in found)
+
+
+def test_how_busy_the_processors_are_now_is_contention_not_the_load_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (50.0, 50.0, 50.0))
+    monkeypatch.setattr("psutil.cpu_percent", lambda _: 5.0)
+    assert not [each for each in provenance.contention() if "busy" in each or "load" in each]
+    monkeypatch.setattr("psutil.cpu_percent", lambda _: 60.0)
+    assert "processors 60 % busy before the run" in provenance.contention()
 
 
 def test_the_brokers_that_are_measured_are_no_contention(
