@@ -8,7 +8,6 @@ audit, and by itself when a slot it has counted is gone.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import polars as pl
 
 from assets.chains import NOTHING, Extent, gaps, look
 from sinks.reader import Slot, quarantine_slots, scan_slots
+from streaming.durability import replace_file
 from streaming.events import MARK, ORIGIN
 from streaming.home import Home
 from streaming.identities import Identities, new_rows
@@ -96,6 +96,5 @@ def _recall(memory: Path) -> tuple[Extent, Identities, int]:
 
 def _remember(memory: Path, extent: Extent, identities: Identities, duplicates: int) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = memory.with_suffix(f".{os.getpid()}.new")
-    scratch.write_text(json.dumps({"extent": extent.dump(), "identities": identities.dump(), "duplicates": duplicates}))
-    scratch.replace(memory)
+    note = {"extent": extent.dump(), "identities": identities.dump(), "duplicates": duplicates}
+    replace_file(memory, json.dumps(note))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from streaming.durability import replace_file
 from streaming.home import Home
 
 REGRESSION: Final = "profile regression"
@@ -40,12 +41,8 @@ def keep(home: Home, verdict: Verdict) -> None:
     """Write it down, now."""
     path = home.verdicts / (re.sub(r"[^a-z0-9]+", "-", f"{verdict.kind} {verdict.subject}".lower()) + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".new")
-    scratch.write_text(
-        json.dumps(asdict(verdict) | {"at": verdict.at or datetime.now(UTC).isoformat(timespec="seconds")}, indent=2)
-        + "\n"
-    )
-    scratch.replace(path)
+    said = asdict(verdict) | {"at": verdict.at or datetime.now(UTC).isoformat(timespec="seconds")}
+    replace_file(path, json.dumps(said, indent=2) + "\n")
 
 
 def bad(home: Home) -> list[Verdict]:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from experiments import provenance
 from orchestration.trial import ALARMS, SINK, Counted, Plan, new_lab, record, say, undergo
+from streaming.durability import replace_file
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
 from streaming.lab import QUEUES, RABBITMQ_STREAMS
@@ -94,9 +95,7 @@ class Kept:
         self.counted[counted.broker] = counted
         self.facts |= {"RabbitMQ": version, "ended": provenance.now()}
         found = {"plan": self._plan, "counted": [asdict(each) for each in self.counted.values()], "facts": self.facts}
-        scratch = self._path.with_suffix(".new")
-        scratch.write_text(json.dumps(found, indent=1))
-        scratch.replace(self._path)
+        replace_file(self._path, json.dumps(found, indent=1))
 
 
 def _facts(scratch: Path) -> dict[str, str]:

@@ -9,12 +9,12 @@ format 2 as soon as its stamp says so; a program of format 1 refuses the home fr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from streaming.durability import replace_file
 from streaming.errors import SetupError
 
 FORMAT_VERSION: Final = 2
@@ -66,15 +66,7 @@ class Home:
 
     def _stamp(self, stamp: Path) -> None:
         """Write down the format, in one step: a stamp is whole or not there."""
-        scratch = stamp.with_name(f".{stamp.name}.{os.getpid()}")
-        try:
-            with scratch.open("w") as file:
-                file.write(f"{FORMAT_VERSION}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(stamp)
-        finally:
-            scratch.unlink(missing_ok=True)
+        replace_file(stamp, f"{FORMAT_VERSION}\n", lasts=True)
 
     def brokers(self, broker: str) -> Path:
         """Data and logs of this machine's own brokers."""

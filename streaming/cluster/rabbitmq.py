@@ -30,6 +30,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from streaming.cluster import ports, tether
+from streaming.durability import replace_file
 from streaming.errors import BrokerUnavailable, SetupError
 from streaming.topology import ROLES, STREAMS, Role, StreamKind
 
@@ -526,11 +527,7 @@ def _hashed(password: str) -> str:
 
 def write_secret(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Replace a file as a whole; only its owner can ever read it."""
-    scratch = path.with_name(path.name + ".new")
-    scratch.unlink(missing_ok=True)
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        file.write(text)
-    scratch.replace(path)
+    replace_file(path, text, mode=mode)
 
 
 def _serves(node: Node) -> bool:

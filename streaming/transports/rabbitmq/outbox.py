@@ -11,7 +11,6 @@ A lock on the folder keeps a second process of the same role and instance out, o
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from streaming.batch import Batch, Outgoing
-from streaming.durability import sync_folder
+from streaming.durability import replace_file
 from streaming.errors import ChainBroken, Fenced
 from streaming.identities import Identities
 from streaming.interfaces import Offsets, Publisher, Remembered, Source
@@ -107,7 +106,7 @@ class OutboxFile:
 
     def write(self, outcome: Outcome) -> None:
         """Replace it, durably."""
-        self._replace("outcome", outcome.pack())
+        replace_file(self.folder / "outcome", outcome.pack(), lasts=True)
 
     def is_sent(self, number: int) -> bool:
         """Whether the outputs of this outcome need not be published again."""
@@ -126,18 +125,7 @@ class OutboxFile:
 
     def mark_sent(self, number: int) -> None:
         """Note it; not durably, for publishing once more does no harm."""
-        scratch = self.folder / "sent.new"
-        scratch.write_text(str(number))
-        scratch.replace(self.folder / "sent")
-
-    def _replace(self, name: str, data: bytes) -> None:
-        scratch = self.folder / f"{name}.new"
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.folder / name)
-        sync_folder(self.folder)
+        replace_file(self.folder / "sent", str(number))
 
 
 class Input(Protocol):
