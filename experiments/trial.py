@@ -97,6 +97,15 @@ class Trial:
         if found.lost and not self.allows_loss:
             self.record(VOID, 1, "", note=f"{found.lost} records were lost")
 
+    def within(self, condition: Callable[[], object], seconds: float) -> bool:
+        """Poll until the condition is truthy, and say whether it became so in time."""
+        give_up = time.monotonic() + min(self.remaining_s, seconds)
+        while not condition():
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def wait_until(self, condition: Callable[[], T | None], what: str, within_s: float | None = None) -> T:
         """Poll until the condition is truthy and return it. TrialTimedOut naming `what` when it never becomes so."""
         give_up = time.monotonic() + min(self.remaining_s, within_s or self.remaining_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +25,7 @@ from experiments.trial import Trial
 
 MIB = 1024**2
 
+ANY = -1  # the partition that the partitioner chooses
 
 # -- trials ------------------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,8 @@ def cost(trial: Trial) -> None:
     }
     producer = Producer(lab.client(f"acks={trial.text('acks')}", settings))
     failures: list[KafkaError] = []
-    _await(producer, topic, messages.values[0])  # connected, and every partition's leader known
+    for partition in range(trial.count("partitions")):  # followers begin to fetch when there is a partition, not before
+        _await(producer, topic, messages.values[0], partition)
     began = time.monotonic()
     for key, value in zip(messages.keys, messages.values, strict=True):
         produce(
@@ -60,7 +61,7 @@ def cost(trial: Trial) -> None:
     trial.record("wait_p50", 1000 * float(np.median(waits)), "ms")
     if failures:
         raise KafkaException(failures[0])
-    missing = count + trial.count("singles") + 1 - len(lab.read(topic))
+    missing = count + trial.count("singles") + trial.count("partitions") - len(lab.read(topic))
     trial.record("missing", missing, "records")
     if missing:
         trial.record(VOID, 1, "", note=f"{missing} records are missing")
@@ -81,11 +82,13 @@ def survival(trial: Trial) -> None:
     victims = [leader, *others][: trial.count("deaths")]
     for victim in victims:
         lab.control.kill(victim)
+    # The others need a moment to miss them, and a controller to do so: patience counts from then on.
+    trial.within(lambda: lab.broker_count == len(lab.control.running), trial.number("noticed_s"))
     began = time.monotonic()
     outcome = _try_write(trial, topic, messages.values[0])
     trial.record("is_written", outcome == "written", "", note=outcome)
     trial.record("write_pause", time.monotonic() - began, "s")
-    trial.record("is_readable", _within(lambda: lab.describe(topic)[0][0] in lab.control.running, 1.0), "")
+    trial.record("is_readable", trial.within(lambda: lab.describe(topic)[0][0] in lab.control.running, 1.0), "")
     lab.control.heal()
     # In sync, not only led: until then the leader does not know what is committed, and shows a reader less.
     trial.wait_until(lambda: len(lab.describe(topic)[0][2]) == trial.count("replication"), "all copies in sync")
@@ -107,7 +110,7 @@ def lagging(trial: Trial) -> None:
         lab.control.pause(follower)
     for number, value in enumerate(lab.workload.messages(count, first=1).values, start=1):
         producer.produce(topic, value=value, on_delivery=noting(confirmed, number))
-    _within(lambda: producer.poll(0.05) is not None and len(confirmed) == count, 0.7)
+    trial.within(lambda: producer.poll(0.05) is not None and len(confirmed) == count, 0.7)
     trial.record("confirmed_by_leader_alone", len(confirmed), "records")
     lab.control.kill(leader)
     for follower in followers:
@@ -135,7 +138,7 @@ def unclean(trial: Trial) -> None:
     lab.control.resume(follower)
     began = time.monotonic()
     patience = trial.number("patience_s")
-    is_led = _within(lambda: lab.describe(topic)[0][0] == follower, patience)
+    is_led = trial.within(lambda: lab.describe(topic)[0][0] == follower, patience)
     trial.record("is_available", is_led, "")
     trial.record("without_leader", min(time.monotonic() - began, patience), "s")
     lab.control.start(leader)
@@ -175,10 +178,10 @@ def footprint(trial: Trial) -> None:
 # -- what the trials share ---------------------------------------------------------------------------------------------
 
 
-def _await(producer: Producer, topic: str, value: bytes) -> float:
+def _await(producer: Producer, topic: str, value: bytes, partition: int = ANY) -> float:
     """Send one record and return how long its acknowledgement took, in seconds."""
     began = time.monotonic()
-    producer.produce(topic, value=value)
+    producer.produce(topic, value=value, partition=partition)
     producer.flush(20)
     return time.monotonic() - began
 
@@ -198,21 +201,13 @@ def _try_write(trial: Trial, topic: str, value: bytes) -> str:
     return outcome[0]
 
 
-def _within(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def _disk(folder: Path) -> int:
     """Bytes that the folder's files really occupy: Kafka's index files are long and mostly holes."""
     size = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the broker writes some files aside and renames them
-            size += path.stat().st_blocks * 512
+    with contextlib.suppress(FileNotFoundError):  # of a topic of the trial before, which goes just now
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the broker writes some files aside and renames them
+                size += path.stat().st_blocks * 512
     return size
 
 
@@ -442,7 +437,7 @@ REPLICATION = Experiment(
         Scene(
             "cost",
             "Positions are sent as fast as the client can, into topics of different replication and number of "
-            "partitions; then "
+            "partitions, each of which has taken a record before; then "
             "`singles` records one by one, each waiting for its acknowledgement. A trial in which a record is "
             "missing is void.",
             cost,
@@ -450,7 +445,7 @@ REPLICATION = Experiment(
                 factor("replication", "copies of each partition", (1, 3), (1, 3), (1, 2, 3)),
                 factor("acks", "acknowledgements the sender waits for", ("1", "all"), ("1", "all"), ("0", "1", "all")),
                 factor("partitions", "of the topic", (1, 12), (1, 12), (1, 6, 12, 48)),
-                fixed("records", "sent", 4_000, 30_000, 500_000),
+                fixed("records", "sent", 4_000, 60_000, 500_000),
                 fixed("singles", "sent one by one", 25, 105),
             ),
             keep=_is_on_an_axis,
@@ -459,9 +454,9 @@ REPLICATION = Experiment(
         ),
         Scene(
             "survival",
-            "Records are confirmed under acks=all; brokers are killed (SIGKILL), the leader first. Within "
-            "`patience_s`: is a new "
-            "record taken, has the partition a living leader? Then all brokers return, and everything confirmed is "
+            "Records are confirmed under acks=all; brokers are killed (SIGKILL), the leader first. Once the others "
+            "know of the deaths (without a quorum of controllers they never do: `noticed_s`): is a new record taken "
+            "within `patience_s`, has the partition a living leader? Then all brokers return, and everything confirmed is "
             "looked for. "
             "The three brokers are the controllers too, so two deaths also cost the cluster its quorum.",
             survival,
@@ -470,10 +465,11 @@ REPLICATION = Experiment(
                 factor("min_insync", "min.insync.replicas", (2,), (1, 2)),
                 factor("deaths", "brokers killed", (1,), (1, 2)),
                 fixed("records", "confirmed before", 200, 500),
-                fixed("patience_s", "for a new record", 4.0, 4.0, 8.0),
+                fixed("noticed_s", "at most until the others know of the deaths", 15.0),
+                fixed("patience_s", "for a new record from then on", 3.0, 3.0, 8.0),
             ),
             keep=_is_telling,
-            trial_s=7.0,
+            trial_s=11.0,
             timeout_s=120.0,
             needs=Needs(broker_control=True, brokers=3),
             columns=("is_written", "write_pause", "is_readable", "lost"),

@@ -217,8 +217,11 @@ class DisposableCluster:
         self._processes[number].wait()
 
     def pause(self, number: int) -> None:
-        """SIGSTOP: the broker keeps its connections and answers nothing."""
-        self._processes[number].send_signal(signal.SIGSTOP)
+        """SIGSTOP: the broker keeps its connections and answers nothing. Returns when all its threads stand still."""
+        process = self._processes[number]
+        process.send_signal(signal.SIGSTOP)
+        while process.poll() is None and not _stands_still(process.pid):
+            time.sleep(0.001)
 
     def resume(self, number: int) -> None:
         """SIGCONT: the broker goes on where it was, and learns what it has missed."""
@@ -338,6 +341,15 @@ def _launch(broker: BrokerProcess) -> subprocess.Popen[bytes]:
             stdout=console,
             stderr=subprocess.STDOUT,
         )
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether no thread of the process runs any more: a signal reaches them one by one."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return all(state in "TtZ" for state in states)
 
 
 def _cluster_id(root: Path) -> str:
