@@ -456,8 +456,8 @@ REPLICATION = Experiment(
             "survival",
             "Records are confirmed under acks=all; brokers are killed (SIGKILL), the leader first. Once the others "
             "know of the deaths (without a quorum of controllers they never do: `noticed_s`): is a new record taken "
-            "within `patience_s`, has the partition a living leader? Then all brokers return, and everything confirmed is "
-            "looked for. "
+            "within `patience_s`, has the partition a living leader? Then all brokers return, and "
+            "everything confirmed is looked for. "
             "The three brokers are the controllers too, so two deaths also cost the cluster its quorum.",
             survival,
             (
