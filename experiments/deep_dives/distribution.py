@@ -349,7 +349,7 @@ DISTRIBUTION = Experiment(
                 factor("shape", "of the topics", ("one topic", "many topics"), ("one topic", "many topics")),
                 factor("partitions", "in total", (12,), (24,), (6, 12, 24, 96)),
             ),
-            trial_s=0.9,
+            trial_s=1.2,
             needs=Needs(brokers=3),
             columns=("leader_gap", "busiest"),
         ),
@@ -368,7 +368,7 @@ DISTRIBUTION = Experiment(
                 fixed("outage_s", "when it happens", 0.5),
                 fixed("election_s", "the election is asked for again, at most", 20.0),
             ),
-            trial_s=6.5,
+            trial_s=7.9,
             timeout_s=120.0,
             needs=Needs(broker_control=True, brokers=3),
             columns=(

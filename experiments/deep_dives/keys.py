@@ -418,7 +418,7 @@ KEYS = Experiment(
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=0.8,
+            trial_s=1.9,
             columns=("fullest", "split_vehicles", "reordered", "lost", "duplicated"),
         ),
         Scene(
@@ -434,7 +434,7 @@ KEYS = Experiment(
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=3.1,
+            trial_s=3.5,
             allows_loss=True,  # the trial ends with a backlog on purpose
             columns=("hottest_share", "hottest_lag", "neighbour_lag", "other_lag"),
         ),
@@ -460,7 +460,7 @@ KEYS = Experiment(
             "partition of each key.",
             disagreement,
             (_PARTITIONS, _VEHICLES),
-            trial_s=2.5,
+            trial_s=3.8,
             columns=("python_agrees", "python_murmur2_agrees"),
         ),
         Scene(
@@ -469,7 +469,7 @@ KEYS = Experiment(
             "vehicles that have records in two partitions.",
             growth,
             (factor("grown_to", "partitions afterwards", (7, 12), (7, 12), (7, 8, 12, 24)), _PARTITIONS, _VEHICLES),
-            trial_s=0.8,
+            trial_s=1.5,
             columns=("moved",),
         ),
     ),

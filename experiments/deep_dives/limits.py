@@ -845,7 +845,7 @@ LIMITS = Experiment(
                 fixed("warm_up", "records at full speed before the first trial", 5_000, 1_000_000),
                 fixed("pool", "different records, offered again and again", 20_000, 150_000, 2_000_000),
             ),
-            trial_s=5.5,
+            trial_s=10.4,
             timeout_s=300.0,
             columns=(
                 "full_speed",
@@ -868,7 +868,7 @@ LIMITS = Experiment(
                 fixed("live_rate", "records a second beside it", 20_000.0),
                 fixed("live_s", "seconds of that", 0.5, 1.0, 10.0),
             ),
-            trial_s=2.6,
+            trial_s=3.6,
             columns=("built_up_at", "drain_rate", "drain_time", "lost", "duplicated"),
         ),
         Scene(

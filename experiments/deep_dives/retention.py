@@ -451,7 +451,7 @@ RETENTION = Experiment(
                 fixed("rate", "records a second", 200.0),
                 fixed("seconds", "of load", 3.0, 3.4, 6.0),
             ),
-            trial_s=4.3,
+            trial_s=4.6,
             columns=("oldest_ever", "overstay", "last_gone_after"),
         ),
         Scene(
@@ -487,7 +487,7 @@ RETENTION = Experiment(
                 fixed("patience_s", "seconds for the cleaner, twice", 1.6, 1.6, 3.0),
             ),
             keep=lambda levels: levels["policy"] == "compact" or levels["dirty_ratio"] == 0.01,
-            trial_s=4.4,
+            trial_s=4.2,
             columns=("readable", "removed", "stale", "latest_kept", "tombstones_left"),
         ),
         Scene(
@@ -501,7 +501,7 @@ RETENTION = Experiment(
                 fixed("records", "in the partition", 400),
                 fixed("patience_s", "seconds without a record after which reading is over", 0.6),
             ),
-            trial_s=1.1,
+            trial_s=1.7,
             allows_loss=True,
             columns=("missed", "deleted_unread", "was_told"),
         ),
