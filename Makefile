@@ -43,7 +43,7 @@ test: check ## check, then every test on real brokers
 bench: setup ## rates as ratios to bare clients in one run: Kafka, RabbitMQ queues (PerfTest) and streams (rstream)
 	@$(BIN)/python -m experiments.bench
 
-performance: setup ## profile seven roles on Kafka, two of them on RabbitMQ too; write docs/performance.md (about 15 minutes)
+performance: setup ## profile seven roles on Kafka, two of them on RabbitMQ too; write docs/performance.md (about 20 minutes)
 	@$(BIN)/python -m experiments.profiles.performance
 
 docs: setup ## make the generated parts of the pages and the figures anew

@@ -24,6 +24,7 @@ from streaming.topology import STREAMS, stream
 from streaming.transports.kafka import KafkaTransport
 from streaming.transports.rabbitmq import url
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.queue_source import PREFETCH
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from streaming.transports.rabbitmq.streams import RabbitStreams
 
@@ -38,10 +39,15 @@ def transport_of(home: Home, lab: Lab, broker: str, user: str = OPERATOR) -> Wir
     BrokerUnavailable when Kafka does not answer; the others connect when they are asked for something.
     """
     if broker == KAFKA:
-        return KafkaTransport(lab.kafka, prefix=lab.prefix)
+        return KafkaTransport(lab.kafka, prefix=lab.prefix, tuning=lab.tuning)
     address, outboxes = address_of(home, lab, broker, user), home.outboxes(broker)
     if broker == QUEUES:
-        return RabbitQueues(address, outbox=outboxes, codec=lambda name: codec(lab.codec, stream(name).schema))
+        return RabbitQueues(
+            address,
+            prefetch=lab.tuning.prefetch or PREFETCH,
+            outbox=outboxes,
+            codec=lambda name: codec(lab.codec, stream(name).schema),
+        )
     return RabbitStreams(address, outbox=outboxes)
 
 
@@ -114,7 +120,8 @@ def create_streams(home: Home, lab: Lab) -> None:
     """Make topics, queues and streams where they are missing, on each of the lab's brokers."""
     for broker in lab.brokers:
         replication = lab.replication if broker == KAFKA else lab.rabbitmq_nodes
-        transport_of(home, lab, broker).create(STREAMS.values(), replication=replication)
+        streams = [each.shaped(lab.tuning.partitions) for each in STREAMS.values()]
+        transport_of(home, lab, broker).create(streams, replication=replication)
 
 
 def rabbitmq_of(home: Home, lab: Lab) -> Nodes:

@@ -44,10 +44,12 @@ def checkpoint_of(environ: Mapping[str, str], last_words: Callable[[], None] = l
     return checkpoint
 
 
-def rotation_of(environ: Mapping[str, str]) -> Mapping[str, Any]:
+def rotation_of(environ: Mapping[str, str], rows: int | None = None) -> Mapping[str, Any]:
     """The rotation as a sink's option, if another one than the sink's own is asked for."""
     wanted = environ.get("STREAMGAUGE_FILE_SECONDS")
-    return {"rotation": Rotation(rows=30_000, seconds=float(wanted))} if wanted else {}
+    if wanted:
+        return {"rotation": Rotation(rows=rows or 30_000, seconds=float(wanted))}
+    return {"rotation": Rotation(rows=rows)} if rows else {}
 
 
 def cut_connections() -> int:

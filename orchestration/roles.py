@@ -35,7 +35,7 @@ from streaming.home import Home
 from streaming.interfaces import Codec, Replayable, Transport
 from streaming.lab import KAFKA, Lab
 from streaming.progress import Progress
-from streaming.service import Limits, run_flow, run_sink
+from streaming.service import RECORDS_PER_COMMIT, Limits, run_flow, run_sink
 from streaming.stopping import answer_where_it_is, stop_on_signals
 from streaming.topology import STREAMS, Role, RoleKind, StreamKind, stream
 from streaming.transformers.flows import reference_table, step_for
@@ -65,7 +65,8 @@ def connect(lab: Lab) -> KafkaTransport:
 
 def create_topics(lab: Lab) -> None:
     """Make the application's topics where they are missing."""
-    connect(lab).create(STREAMS.values(), replication=lab.replication)
+    streams = [each.shaped(lab.tuning.partitions) for each in STREAMS.values()]
+    connect(lab).create(streams, replication=lab.replication)
 
 
 def run(chosen: Role, home: Home, lab: Lab, *, broker: str = KAFKA) -> None:
@@ -133,6 +134,7 @@ def transform(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: i
         progress=_progress(home, service_name(broker, chosen.name), instance),
         limits=limits,
         instance=instance,
+        records_per_commit=lab.tuning.commit_records or RECORDS_PER_COMMIT,
     )
 
 
@@ -151,7 +153,8 @@ def sink(chosen: Role, home: Home, lab: Lab, limits: Limits, *, instance: int = 
         transport.identity(source),
         writer=f"{chosen.name}-{instance}",
         checkpoint=checkpoint_of(os.environ, progress.write),
-        **rotation_of(os.environ),
+        compression=lab.tuning.parquet,
+        **rotation_of(os.environ, lab.tuning.file_rows),
     )
     run_sink(
         transport,

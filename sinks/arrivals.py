@@ -94,7 +94,7 @@ class _Buffer:
 class ArrivalSink:
     """Implements interfaces.Sink for one role that reads a queue. One thread at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is behind the star is options
         self,
         home: Home,
         broker: str,
@@ -103,6 +103,7 @@ class ArrivalSink:
         identity: Identity,
         *,
         rotation: Rotation = ROTATION,
+        compression: str | None = None,
         writer: str,
         checkpoint: Checkpoint = lambda _: None,
     ) -> None:
@@ -121,7 +122,7 @@ class ArrivalSink:
             high_water = home.high_water(broker) / str(role.table) / f"{lane}.{kind}.json"
             folder = tree / str(role.table) / lane
             place = Place(folder, staging, high_water, self._stream, PARTITION, identity, writer)
-            return _Numbered(place, suffix, SlotChain(place, suffix, checkpoint))
+            return _Numbered(place, suffix, SlotChain(place, suffix, checkpoint, compression=compression))
 
         self._table = numbered("table", role.format)
         self._quarantine = numbered("quarantine", "parquet")

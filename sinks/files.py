@@ -85,7 +85,7 @@ class _Lane:
 class FileSink:
     """Implements interfaces.Sink for one role: its stream into Parquet or CSV files. One thread at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is behind the star is options
         self,
         home: Home,
         broker: str,
@@ -94,6 +94,7 @@ class FileSink:
         identity: Identity,
         *,
         rotation: Rotation = Rotation(),
+        compression: str | None = None,
         writer: str,
         checkpoint: Checkpoint = lambda _: None,
     ) -> None:
@@ -101,7 +102,7 @@ class FileSink:
             raise ValueError(f"{role.name} is no sink")
         self._home, self._broker, self._role, self._table = home, broker, role, role.table
         self._codec, self._identity, self._rotation, self._writer = codec, identity, rotation, writer
-        self._format = role.format
+        self._format, self._compression = role.format, compression
         self._checkpoint = checkpoint
         self._columns = table_schema(role).names()
         self._lanes: dict[int, _Lane] = {}
@@ -112,7 +113,7 @@ class FileSink:
 
     def resume(self, partition: int) -> int | None:
         """Where to start reading: the end of the committed chain."""
-        chain = SlotChain(self._place(partition), self._format, self._checkpoint)
+        chain = SlotChain(self._place(partition), self._format, self._checkpoint, compression=self._compression)
         place = self._place(partition, quarantine=True)
         quarantine = SlotChain(place, "parquet", self._checkpoint)
         set_aside = _offsets_from(chain.next, place) if quarantine.next > chain.next else frozenset[int]()

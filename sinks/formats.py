@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -53,16 +53,20 @@ class Format(Protocol):
 
 
 class Parquet:
-    """zstd, statistics, and the chain's facts as key-value metadata."""
+    """Compressed (zstd as fast as it goes), with statistics, and the chain's facts as key-value metadata."""
 
     suffix = "parquet"
     may_be_empty = True
+
+    def __init__(self, compression: Any = "zstd") -> None:  # polars has a type of its own for these words, unshown
+        self._compression = compression
 
     def write(self, table: pl.DataFrame, file: BinaryIO, facts: Mapping[str, str]) -> None:
         """See Format."""
         noted = {PREFIX + name: value for name, value in facts.items()}
         whole = io.BytesIO()
-        table.write_parquet(whole, compression="zstd", compression_level=1, statistics=True, metadata=noted)
+        how, level = self._compression, 1 if self._compression == "zstd" else None
+        table.write_parquet(whole, compression=how, compression_level=level, statistics=True, metadata=noted)
         file.write(whole.getbuffer())
 
     def footer(self, path: Path) -> Footer:
@@ -122,6 +126,11 @@ class Csv:
 
 
 FORMATS: Final[Mapping[str, Format]] = {"parquet": Parquet(), "csv": Csv()}
+
+
+def format_of(suffix: str, compression: str | None = None) -> Format:
+    """The format of this suffix; its own compression unless one is given, which a CSV has no use for."""
+    return Parquet(compression) if compression and suffix == Parquet.suffix else FORMATS[suffix]
 
 
 def footer(path: Path) -> Footer:

@@ -29,7 +29,7 @@ from typing import BinaryIO, Final
 import polars as pl
 
 from sinks.folders import begin_of, lock_path, locked, named, slot_name
-from sinks.formats import FORMATS, Footer, footer
+from sinks.formats import Footer, footer, format_of
 from streaming.durability import sync_folder
 from streaming.errors import ChainBroken, SlotTaken, TopicRecreated
 from streaming.interfaces import Identity
@@ -73,9 +73,11 @@ class _Mark:
 class SlotChain:
     """One partition's committed slots, and the only way to add one. One thread at a time."""
 
-    def __init__(self, place: Place, suffix: str, checkpoint: Checkpoint = lambda _: None) -> None:
+    def __init__(
+        self, place: Place, suffix: str, checkpoint: Checkpoint = lambda _: None, *, compression: str | None = None
+    ) -> None:
         self._place = place
-        self._format = FORMATS[suffix]
+        self._format = format_of(suffix, compression)
         self._checkpoint = checkpoint
         self._slots = 0
         self._is_settled = False  # whether the names of its folders are known to be durable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -57,6 +57,10 @@ class Stream:
         if schema is None:
             raise UsageError(f"{self.name} has no schema: it is a {self.kind} stream")
         return schema
+
+    def shaped(self, partitions: int | None) -> Stream:
+        """This stream with so many partitions, if a number is given; reference data keeps its own."""
+        return self if partitions is None or self.kind is StreamKind.REFERENCE else replace(self, partitions=partitions)
 
 
 class RoleKind(StrEnum):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from streaming.durability import replace_file
 from streaming.errors import SetupError, UsageError
 from streaming.home import Home
+from streaming.tuning import Tuning
 
 DEFAULT_PORT_BASE: Final = 29000
 BROKER_COUNT: Final = 3
@@ -38,6 +39,7 @@ class Lab:
     rabbitmq_url: str | None = None  # somebody else's cluster, without its password; None: this lab starts its own
     in_containers: bool = False  # compose.yaml's: neither brokers nor roles nor Dagster are processes of this lab
     prefix: str = ""  # a profile's or a guest's own: before every topic and group on Kafka, before RabbitMQ's vhost
+    tuning: Tuning = field(default_factory=Tuning)  # a profile's own, for roles that are not as they usually are
 
     @property
     def owns_brokers(self) -> bool:
@@ -94,7 +96,7 @@ class Lab:
             kept = json.loads(path.read_text())
             guest_of = kept.get("rabbitmq_ports")
             tuples = {"brokers": tuple(kept.get("brokers", (KAFKA,))), "rabbitmq_ports": guest_of and tuple(guest_of)}
-            return cls(**kept | tuples)
+            return cls(**kept | tuples | {"tuning": Tuning(**kept.get("tuning", {}))})
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
 _QUEUE_PATIENCE_S: Final = 2.0
 _ABORTS_IN_A_ROW: Final = 5
+RECORDS_PER_COMMIT: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ def run_flow(  # noqa: PLR0913 - all but the first four are options
     progress: Progress,
     limits: Limits = Limits(),
     instance: int = 0,
-    records_per_commit: int = 200_000,
+    records_per_commit: int = RECORDS_PER_COMMIT,
     commit_every_s: float = 0.5,
 ) -> None:
     """Run `step` between the role's streams until `stop` is set or a limit is reached; the last input is committed.

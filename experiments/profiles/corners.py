@@ -119,6 +119,7 @@ class KafkaCorner:
             vehicles=workload.vehicles,
             seed=workload.seed,
             prefix=self.prefix,
+            tuning=workload.tuning,
         )
 
     def create(self, streams: Iterable[Stream]) -> None:
@@ -199,6 +200,7 @@ class RabbitCorner:
             vehicles=workload.vehicles,
             seed=workload.seed,
             prefix=self.prefix,
+            tuning=workload.tuning,
         )
 
     def create(self, streams: Iterable[Stream]) -> None:

@@ -33,7 +33,11 @@ FIGURES: Final = PROJECT_ROOT / "docs" / "figures"
 TIMED: Final = ("positions-generator", "means-transformer", "positions-parquet")
 SCALENED: Final = (*TIMED, "alerts-transformer", "position-means-csv")
 RABBITS: Final = (QUEUES, RABBITMQ_STREAMS)
-ON_RABBITS: Final = tuple(each for each in SCENARIOS if each.name in {"transformer-json", "sink-parquet"})
+ON_RABBITS: Final = tuple(
+    each
+    for each in SCENARIOS
+    if each.name in {"transformer-json", "transformer-prefetch", "sink-parquet", "sink-prefetch"}
+)
 RABBIT_TIMING_RUNS: Final = 5
 FIGURED: Final = ("producer-json", "transformer-json", "sink-parquet")
 LINES: Final = 6
@@ -97,7 +101,7 @@ def measure(home: Home, *, timing_runs: int = timing.RUNS, say: Say = print) -> 
     found = Found([], [], [])
     with brokers() as servers:
         _measure_on(home, KAFKA, servers, (SCENARIOS, TIMED, SCALENED), timing_runs, found, say)
-    names = [each.role for each in ON_RABBITS]
+    names = list(dict.fromkeys(each.role for each in ON_RABBITS))
     with brokers(broker=QUEUES) as node:
         for broker in RABBITS:
             _measure_on(
@@ -295,7 +299,7 @@ def _rabbits(home: Home, found: Found) -> str:
     table = scenarios.table(home, [run for run in found.scenarios if run.broker != KAFKA])
     if table.is_empty():
         return "## On RabbitMQ\n\nNot measured in this run."
-    shown = table.select("broker", "role", *_reading_columns())
+    shown = table.select("broker", "role", pl.col("varies").alias("what is different"), *_reading_columns())
     return "\n\n".join(["## On RabbitMQ", _RABBITS, _table(shown)])
 
 

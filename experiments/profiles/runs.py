@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from streaming.errors import UsageError
 from streaming.home import Home
+from streaming.tuning import Tuning
 
 META: Final = "run.json"
+TUNED: Final = {each.name: str if each.name in {"compression", "parquet"} else int for each in fields(Tuning)}
 KEPT: Final = 300
 LATEST: Final = "latest"
 
@@ -52,7 +54,8 @@ class Load(StrEnum):
 class Workload:
     """What the role is given; ends after `messages`, or after `seconds`, whichever is first.
 
-    `rate_hz`: records a second in all, of a steady or bursty load. The rest makes the records what they are.
+    `rate_hz`: records a second in all, of a steady or bursty load. `tuning`: how the role is set.
+    The rest makes the records what they are.
     """
 
     messages: int | None = 100_000
@@ -62,10 +65,11 @@ class Workload:
     codec: str = "json"
     vehicles: int = 20
     seed: int = 1
+    tuning: Tuning = field(default_factory=Tuning)
 
     def changed(self, settings: Mapping[str, str]) -> Workload:
         """With settings from the command line, in words; UsageError for what there is not."""
-        kinds = {"load": Load, "rate_hz": float, "codec": str, "vehicles": int, "seed": int}
+        kinds = {"load": Load, "rate_hz": float, "codec": str, "vehicles": int, "seed": int, **TUNED}
         given: dict[str, Any] = {}
         for name, text in settings.items():
             if name not in kinds:
@@ -75,14 +79,16 @@ class Workload:
             except ValueError:
                 of = f"one of {', '.join(Load)}" if name == "load" else f"a {kinds[name].__name__}"
                 raise UsageError(f"--set {name}={text}: {of} is wanted") from None
-        return replace(self, **given)
+        tuned = {name: given.pop(name) for name in TUNED if name in given}
+        return replace(self, **given, tuning=replace(self.tuning, **tuned))
 
     @property
     def says(self) -> str:
         """In a few words."""
         size = f"{self.messages:,} records" if self.messages else f"{self.seconds:g} s"
         pace = "as fast as it can" if self.load is Load.BACKLOG else f"{self.load}, {self.rate_hz:g} a second"
-        return f"{size}, {pace}, {self.codec}, {self.vehicles} vehicles, seed {self.seed}"
+        tuned = "".join(f", {name} {value}" for name, value in self.tuning.given.items())
+        return f"{size}, {pace}, {self.codec}, {self.vehicles} vehicles, seed {self.seed}{tuned}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,9 @@ def forget_old(home: Home, kept: int = KEPT) -> int:
 def _read(path: Path) -> Run | None:
     try:
         said = json.loads(path.read_text())
-        workload = Workload(**{**said["workload"], "load": Load(said["workload"]["load"])})
+        asked = said["workload"]
+        tuning = Tuning(**asked.get("tuning", {}))  # runs of before it was noted had none
+        workload = Workload(**{**asked, "load": Load(asked["load"]), "tuning": tuning})
         kinds = {"profiler": Profiler(said["profiler"]), "status": Status(said["status"]), "workload": workload}
         return Run(**{**said, **kinds})
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,8 +16,10 @@ from experiments.profiles import calls, patterns, results, runs
 from experiments.profiles.corners import At
 from experiments.profiles.runner import Request, profile
 from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
+from experiments.profiles.stage import matters
 from streaming.home import Home
 from streaming.topology import RoleKind, role
+from streaming.tuning import Tuning
 
 MESSAGES: Final = 100_000
 FEW: Final = 20_000
@@ -38,9 +40,17 @@ class Scenario:
         """Producer, transformer or sink."""
         return role(self.role).kind
 
+    def is_for(self, broker: str) -> bool:
+        """Whether what it varies is of consequence on this broker."""
+        return all(matters(name, self.role, broker) for name in self.workload.tuning.given)
+
 
 def _free(**changes: object) -> Workload:
     return Workload(**{"messages": MESSAGES, **changes})  # type: ignore[arg-type]
+
+
+def _tuned(messages: int = MESSAGES, **settings: object) -> Workload:
+    return Workload(messages=messages, tuning=Tuning(**settings))  # type: ignore[arg-type]
 
 
 def _timed(load: Load, rate_hz: float, **changes: object) -> Workload:
@@ -53,6 +63,9 @@ SCENARIOS: Final = (
     Scenario("producer-many", "positions-generator", _free(vehicles=2_000), "2,000 vehicles instead of 20"),
     Scenario("producer-large", "diagnostics-generator", _free(messages=FEW), "nested messages of 540 bytes"),
     Scenario("producer-paced", "positions-generator", _timed(Load.STEADY, 202), "low load: 10.1 Hz and vehicle"),
+    Scenario("producer-plain", "positions-generator", _tuned(compression="none"), "no compression instead of lz4"),
+    Scenario("producer-zstd", "positions-generator", _tuned(compression="zstd"), "compression: zstd instead of lz4"),
+    Scenario("producer-batches", "positions-generator", _tuned(batch_bytes=16_384), "batches of 16 KiB, not 1 MB"),
     Scenario("transformer-json", "means-transformer", _free(), "2 s means of a backlog in JSON"),
     Scenario("transformer-avro", "means-transformer", _free(codec="avro"), "codec: Avro"),
     Scenario(
@@ -61,10 +74,29 @@ SCENARIOS: Final = (
     Scenario("transformer-low", "means-transformer", _timed(Load.STEADY, 200), "low load: 200 a second"),
     Scenario("transformer-burst", "means-transformer", _timed(Load.BURST, 5_000), "bursts of 10,000 every 2 s"),
     Scenario("transformer-join", "alerts-transformer", _free(), "another step: join and judge"),
+    Scenario(
+        "transformer-batches",
+        "means-transformer",
+        _tuned(poll_records=2_000, commit_records=2_000),
+        "polls and transactions of 2,000 records",
+    ),
+    Scenario(
+        "transformer-partitions", "means-transformer", _tuned(partitions=12), "12 partitions instead of 6, one process"
+    ),
+    Scenario(
+        "transformer-prefetch", "means-transformer", _tuned(prefetch=10_000), "prefetch: 10,000 instead of 60,000"
+    ),
     Scenario("sink-parquet", "positions-parquet", _free(), "positions to Parquet, a backlog in JSON"),
     Scenario("sink-avro", "positions-parquet", _free(codec="avro"), "codec: Avro"),
     Scenario("sink-csv", "position-means-csv", _free(), "format: CSV (of the means)"),
     Scenario("sink-large", "diagnostics-parquet", _free(messages=FEW), "nested messages of 540 bytes"),
+    Scenario("sink-plain", "positions-parquet", _tuned(parquet="uncompressed"), "no compression instead of zstd"),
+    Scenario("sink-files", "positions-parquet", _tuned(file_rows=10_000), "a file of each partition every 10,000 rows"),
+    Scenario("sink-batches", "positions-parquet", _tuned(poll_records=2_000), "polls of 2,000 records, not 20,000"),
+    Scenario("sink-partitions", "positions-parquet", _tuned(partitions=12), "12 partitions instead of 6, one process"),
+    Scenario(
+        "sink-prefetch", "positions-parquet", _tuned(FEW, prefetch=10_000), "prefetch: a third of a file's 30,000 rows"
+    ),
     Scenario("sink-low", "positions-parquet", _timed(Load.STEADY, 200), "low load: 200 a second"),
     Scenario("sink-burst", "positions-parquet", _timed(Load.BURST, 5_000), "bursts of 10,000 every 2 s"),
 )
@@ -79,8 +111,9 @@ def run(
     stop: threading.Event | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Run]:
-    """Each scenario once under cProfile, as far as it comes before `stop`."""
+    """Each scenario that is for this broker once under cProfile, as far as it comes before `stop`."""
     found: list[Run] = []
+    chosen = [each for each in chosen if each.is_for(broker)]
     for place, each in enumerate(chosen, start=1):
         if stop is not None and stop.is_set():
             break

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -26,11 +26,23 @@ from streaming.codecs import CODECS
 from streaming.errors import BrokerUnavailable, UsageError
 from streaming.generators.replay import SHIPPED
 from streaming.home import Home
+from streaming.lab import KAFKA, QUEUES
 from streaming.topology import ROLES, STREAMS, Role, RoleKind, role
 
 BROKERS: Final = labs.BROKERS
 NO_BROKER: Final = "none"
 SUBJECTS: Final = (*ROLES, alone.CODECS)  # all that can be profiled
+_READERS: Final = frozenset({RoleKind.TRANSFORMER, RoleKind.SINK})
+TUNABLE: Final[Mapping[str, tuple[Collection[str], Collection[RoleKind]]]] = {  # where a setting changes anything
+    "compression": ({KAFKA}, {RoleKind.GENERATOR}),
+    "batch_bytes": ({KAFKA}, {RoleKind.GENERATOR}),
+    "poll_records": ({KAFKA}, _READERS),
+    "commit_records": (BROKERS, {RoleKind.TRANSFORMER}),
+    "file_rows": (BROKERS, {RoleKind.SINK}),
+    "parquet": (BROKERS, {RoleKind.SINK}),
+    "prefetch": ({QUEUES}, _READERS),
+    "partitions": ({KAFKA}, _READERS),
+}
 BURST_EVERY_S: Final = 2.0
 FEED_EVERY_S: Final = 0.05
 
@@ -71,7 +83,8 @@ class Stage:
             return
         self.corner.lab(self.workload, self.home).save(self.home)
         wanted = {*self.role.reads, *self.role.looks_up, *self.role.writes}
-        self.corner.create([STREAMS[name] for name in sorted(wanted)])
+        partitions = self.workload.tuning.partitions
+        self.corner.create([STREAMS[name].shaped(partitions) for name in sorted(wanted)])
         given = dict.fromkeys(self.role.looks_up, self.workload.vehicles)
         if self.role.reads and self.workload.load is Load.BACKLOG:
             given[self.role.reads[0]] = self.records_at_most
@@ -182,10 +195,21 @@ def insist(subject: str, broker: str, workload: Workload) -> None:
         raise UsageError(f"rate_hz {workload.rate_hz:g}, vehicles {workload.vehicles}: both above 0")
     if workload.codec not in CODECS:
         raise UsageError(f"codec {workload.codec}: there is {', '.join(CODECS)}")
+    workload.tuning.insist()
+    if misplaced := [name for name in workload.tuning.given if not matters(name, subject, broker)]:
+        raise UsageError(f"{', '.join(misplaced)}: of no consequence for {subject} on {broker}")
     if subject == alone.CODECS and workload.load is not Load.BACKLOG:
         raise UsageError("the codecs alone have no load: they go as fast as they can")
     if subject in ROLES and ROLES[subject].kind is RoleKind.GENERATOR and workload.load is Load.BURST:
         raise UsageError(f"{subject} makes its own load: backlog (as fast as it can) or steady, no burst")
+
+
+def matters(setting: str, subject: str, broker: str) -> bool:
+    """Whether this setting of a Tuning changes anything about the subject on this broker."""
+    brokers, kinds = TUNABLE[setting]
+    if broker not in brokers or subject not in ROLES or ROLES[subject].kind not in kinds:
+        return False
+    return setting != "parquet" or ROLES[subject].format == setting
 
 
 def possible(subject: str, workload: Workload) -> Workload:

@@ -35,7 +35,10 @@ ServersOption = Annotated[
     typer.Option("--bootstrap-servers", help="Profile on this cluster, behind a prefix. Default: start one."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="load, rate_hz, codec, vehicles or seed: k=v, as often as needed.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="load, rate_hz, codec, vehicles, seed, or one of streaming/tuning.py: k=v, as often as needed."
+    ),
 ]
 BrokerOption = Annotated[str, typer.Option(help="kafka, rabbitmq or rabbitmq-stream.")]
 BrokersOption = Annotated[str, typer.Option("--broker", help="kafka, rabbitmq, rabbitmq-stream, or all.")]
@@ -229,7 +232,7 @@ def scenarios(
     from experiments.profiles import scenarios as of
     from experiments.profiles.runs import Profiler
 
-    chosen = [each for each in of.SCENARIOS if kind in {None, str(each.kind)}]
+    chosen = [each for each in of.SCENARIOS if kind in {None, str(each.kind)} and each.is_for(broker)]
     if not chosen:
         raise UsageError(f"--kind {kind}: generator, transformer or sink")
     requests = [runner.Request(each.role, broker, Profiler.CPROFILE, each.workload, each.name) for each in chosen]

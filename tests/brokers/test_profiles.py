@@ -116,6 +116,25 @@ def test_the_codecs_alone_are_profiled_without_a_broker(home: Home, codec: str, 
     assert survivors(folder) == []
 
 
+@pytest.mark.brokers
+def test_a_role_is_profiled_as_it_was_set(kafka: DisposableCluster, home: Home) -> None:
+    def ran(name: str, **settings: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+        request = Request(name, profiler=Profiler.CPROFILE, workload=FEW.changed(settings))
+        folder = check(home, kafka, profile(home, request, kafka.bootstrap_servers))
+        return pl.read_parquet(folder / results.TURNS), pl.read_parquet(folder / results.CALLS)
+
+    turns, found = ran("positions-parquet", poll_records="4000", file_rows="4000", partitions="1")
+    assert turns.filter(thread="main")["records"].max() == 4_000
+    assert calls_of(found, "sinks/slots.py", "append") == 5, "a file of the one partition every 4,000 rows"
+    turns, found = ran("means-transformer", poll_records="4000", commit_records="4000")
+    assert turns["records"].max() == 4_000
+    assert calls_of(found, "streaming/service.py", "commit") >= 5
+
+
+def calls_of(found: pl.DataFrame, file: str, function: str) -> int:
+    return int(found.filter(file=file, function=function)["calls"].sum())
+
+
 class Bare(RabbitCorner):
     """A corner in which no queue takes anything."""
 

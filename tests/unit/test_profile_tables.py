@@ -285,7 +285,7 @@ def test_the_page_tells_the_brokers_apart_and_says_how_busy_the_machine_was(
     assert says in head
     assert re.findall(r"^\| (\S+) \| positions-parquet \|", head, re.MULTILINE) == list(BROKERS)
     assert kafka.count("| sink-parquet |") == 1
-    assert re.findall(r"^\| (\S+) \| positions-parquet \| 10 \|", rabbits, re.MULTILINE) == list(BROKERS[1:])
+    assert re.findall(r"^\| (\S+) \| positions-parquet \| [^|]+ \| 10 \|", rabbits, re.MULTILINE) == list(BROKERS[1:])
     for broker in BROKERS[1:]:
         heads = re.findall(rf"### positions-parquet on {broker}[:\n]", page)
         assert len(heads) == 2, "its calls, and what scalene sees"
@@ -399,8 +399,7 @@ def test_each_kind_of_role_has_at_least_four_scenarios() -> None:
         chosen = [each for each in SCENARIOS if each.kind is kind]
         assert len({each.workload for each in chosen}) + len({each.role for each in chosen}) > 4
         assert len(chosen) >= 4
-    for each in SCENARIOS:
-        insist(each.role, "kafka", each.workload)
+    assert len({each.name for each in SCENARIOS}) == len(SCENARIOS)
 
 
 def test_what_was_mended_gives_what_it_gave_before() -> None:

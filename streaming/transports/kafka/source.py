@@ -24,7 +24,7 @@ from streaming.transports.positions import checked_start
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_POLL_RECORDS: Final = 20_000
+POLL_RECORDS: Final = 20_000
 _ASK_S: Final = 5.0
 _PATIENCE_S: Final = 60.0  # for the broker's answers inside a rebalance; far below max.poll.interval.ms
 _RETRY_S: Final = 0.2
@@ -42,12 +42,22 @@ _UNKNOWN_TOPIC: Final = frozenset(
 class KafkaSource:
     """Implements Source, as a static member: a fresh process of the same instance gets its partitions at once."""
 
-    def __init__(self, address: str, topics: Topics, stream: str, group: str, keeper: Keeper, instance: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        topics: Topics,
+        stream: str,
+        group: str,
+        keeper: Keeper,
+        instance: int,
+        poll_records: int = POLL_RECORDS,
+    ) -> None:
         self._address = address
         self._topics = topics
         self._stream = stream
         self._topic = topics.topic(stream)
         self._keeper = keeper
+        self._poll_records = poll_records
         self._identity = topics.identity(stream)
         self._positions: dict[int, int] = {}  # of the owned partitions: what the next batch must not lie before
         self._is_paused = False
@@ -80,7 +90,7 @@ class KafkaSource:
         """At most one batch per partition. DataError on a gap or another topic, Fenced when replaced."""
         self._raise_failure()
         self._revoked, self._restarted = set(), set()
-        messages = self._consumer.consume(_POLL_RECORDS, timeout_s)
+        messages = self._consumer.consume(self._poll_records, timeout_s)
         self._raise_failure()
         if any(map(Message.error, messages)):
             messages = self._without_errors(messages)

@@ -21,7 +21,7 @@ from streaming.transports.kafka import failures
 from streaming.transports.kafka.publisher import Sender
 from streaming.transports.kafka.reading import Reader
 from streaming.transports.kafka.settings import TRANSACTIONAL_PRODUCER
-from streaming.transports.kafka.source import KafkaSource
+from streaming.transports.kafka.source import POLL_RECORDS, KafkaSource
 from streaming.transports.kafka.topics import Topics
 from streaming.transports.positions import STATE_KEY, Snapshot, chosen_start
 
@@ -35,7 +35,7 @@ _RETRY_S: Final = 0.2
 class KafkaTransaction:
     """Implements Transaction, and is the keeper of its own source."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all names of what it works with
         self,
         address: str,
         topics: Topics,
@@ -46,6 +46,7 @@ class KafkaTransaction:
         restore: Callable[[int, bytes | None], None],
         forget: Callable[[int], None],
         instance: int,
+        poll_records: int = POLL_RECORDS,
     ) -> None:
         self._address = address
         self._topics = topics
@@ -58,7 +59,7 @@ class KafkaTransaction:
         self._topic_id = topics.identity(reads).topic_id
         self._reader = Reader(address, state, topics.topic(state))
         self._sender = self._new_sender()
-        self._source = KafkaSource(address, topics, reads, group, self, instance)
+        self._source = KafkaSource(address, topics, reads, group, self, instance, poll_records)
 
     def poll(self, timeout_s: float) -> list[Batch]:
         """As Source.poll()."""

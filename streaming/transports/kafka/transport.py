@@ -13,9 +13,10 @@ from streaming.topology import Stream
 from streaming.transports.kafka.publisher import KafkaPublisher
 from streaming.transports.kafka.reading import reader
 from streaming.transports.kafka.settings import PRODUCER
-from streaming.transports.kafka.source import KafkaSource
+from streaming.transports.kafka.source import POLL_RECORDS, KafkaSource
 from streaming.transports.kafka.topics import Topics
 from streaming.transports.kafka.transactions import KafkaTransaction
+from streaming.tuning import Tuning
 
 
 class KafkaTransport:
@@ -23,10 +24,16 @@ class KafkaTransport:
 
     name = "kafka"
 
-    def __init__(self, bootstrap_servers: str, *, prefix: str = "", timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, bootstrap_servers: str, *, prefix: str = "", timeout_s: float = 10.0, tuning: Tuning | None = None
+    ) -> None:
         self._address = bootstrap_servers
         self._prefix = prefix
         self._topics = Topics(bootstrap_servers, prefix, timeout_s)
+        tuning = tuning or Tuning()
+        self._poll_records = tuning.poll_records or POLL_RECORDS
+        tuned = {"compression.type": tuning.compression, "batch.size": tuning.batch_bytes}
+        self._producer = {**PRODUCER, **{name: value for name, value in tuned.items() if value is not None}}
 
     def create(self, streams: Iterable[Stream], *, replication: int) -> None:
         """Make what is missing; UsageError for a topic with other partitions or another cleanup.policy."""
@@ -35,11 +42,12 @@ class KafkaTransport:
     def publisher(self, client: str) -> KafkaPublisher:
         """An idempotent producer, named `client` in the broker's logs."""
         self._topics.require_broker()
-        return KafkaPublisher(self._address, PRODUCER, client, self._prefix)
+        return KafkaPublisher(self._address, self._producer, client, self._prefix)
 
     def source(self, stream: str, group: str, keeper: Keeper, *, instance: int = 0) -> KafkaSource:
         """Join `group` as static member `instance`; UsageError when the topic is missing."""
-        return KafkaSource(self._address, self._topics, stream, self._prefix + group, keeper, instance)
+        group = self._prefix + group
+        return KafkaSource(self._address, self._topics, stream, group, keeper, instance, self._poll_records)
 
     def transaction(
         self,
@@ -54,7 +62,15 @@ class KafkaTransport:
         """Join group `role`; an earlier process of this role and instance is fenced, its open transaction aborted."""
         group = self._prefix + role
         return KafkaTransaction(
-            self._address, self._topics, reads, state, group, restore=restore, forget=forget, instance=instance
+            self._address,
+            self._topics,
+            reads,
+            state,
+            group,
+            restore=restore,
+            forget=forget,
+            instance=instance,
+            poll_records=self._poll_records,
         )
 
     def read_all(self, stream: str) -> list[Batch]:
