@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from experiments.profiles.scalene_report import short_path
 
@@ -33,7 +35,16 @@ _HOPS: Final = 60  # libraries call deep; a recursion among them ends here
 ORDERS: Final = ("own_s", "cumulative_s", "calls")
 BUILT_IN: Final = "~"
 OURS: Final = ("streaming/", "sinks/", "orchestration/", "experiments/")
-CHARGED: Final = pl.Schema({"thread": pl.String, "file": pl.String, "function": pl.String, "seconds": pl.Float64})
+CHARGED: Final = pl.Schema(
+    {
+        "thread": pl.String,
+        "file": pl.String,
+        "line": pl.Int64,
+        "function": pl.String,
+        "seconds": pl.Float64,
+        "calls": pl.Float64,  # a part of one, where several call what is not ours
+    }
+)
 # The frames between the profiler and the role: everything is below them, so they say nothing.
 WRAPPERS: Final = ("experiments/profiles/hosted.py", ":threading.py")
 LOOPS: Final = ("python:selectors.py", "pika/adapters/select_connection.py")  # asyncio's and pika's
@@ -64,40 +75,42 @@ def named(row: dict[str, Any]) -> str:
 
 
 def charged(profs: Sequence[Path]) -> pl.DataFrame:
-    """Seconds of each function of ours, with the libraries and built-ins it calls and without our own functions.
+    """Seconds and calls of each function of ours, with the libraries and built-ins it calls, without our own functions.
 
     What no function of ours has called (an event loop's own turns) keeps the name of its outermost caller.
 
     All seconds of a thread are in the sum, up to what cProfile itself rounds.
     """
     rows = [
-        {"thread": path.stem, "file": file, "function": function, "seconds": seconds}
+        (path.stem, short_path(file), line, _ADDRESS.sub("", function), held[0], held[1])
         for path in profs
-        for (file, function), seconds in _charged(stats(path)).items()
+        for (file, line, function), held in _charged(stats(path)).items()
     ]
-    return pl.DataFrame(rows, schema=CHARGED).sort("seconds", descending=True)
+    return pl.DataFrame(rows, schema=CHARGED, orient="row").sort("seconds", descending=True)
 
 
 Key = tuple[str, int, str]
 Stats = dict[Key, tuple[int, int, float, float, dict[Key, tuple[int, int, float, float]]]]
 
 
-def _charged(of: Stats) -> dict[tuple[str, str], float]:
-    """Time flows from each function that is not ours to its callers, by what each spent in it, until it is ours."""
-    held = {key: own_s for key, (_, _, own_s, _, _) in of.items()}
-    charged: dict[tuple[str, str], float] = {}
+def _charged(of: Stats) -> dict[Key, NDArray[np.float64]]:
+    """Seconds and calls flow from each function that is not ours to its callers, by what each spent in it, until it is.
+
+    By time also the calls: whose time it is, his are the calls that cost it.
+    """
+    held = {key: np.array([own_s, calls]) for key, (_, calls, own_s, _, _) in of.items()}
+    charged: dict[Key, NDArray[np.float64]] = {}
     for _ in range(_HOPS):
-        passed: dict[Key, float] = {}
-        for key, seconds in held.items():
+        passed: dict[Key, NDArray[np.float64]] = {}
+        for key, both in held.items():
             callers = of[key][4]
             weight = sum(edge[3] for edge in callers.values())
             if _is_ours(key) or _waits_for_sockets(key) or not callers or weight <= 0:
-                place = (short_path(key[0]), _ADDRESS.sub("", key[2]))
-                charged[place] = charged.get(place, 0.0) + seconds
+                charged[key] = charged.get(key, 0.0) + both
                 continue
             for caller, edge in callers.items():
-                passed[caller] = passed.get(caller, 0.0) + seconds * edge[3] / weight
-        held = {key: seconds for key, seconds in passed.items() if seconds > 1e-9}
+                passed[caller] = passed.get(caller, 0.0) + both * (edge[3] / weight)
+        held = {key: both for key, both in passed.items() if both[0] > 1e-9}
     return charged
 
 

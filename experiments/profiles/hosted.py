@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from experiments.profiles import alone
 from streaming.home import Home
@@ -44,6 +44,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _KIB: Final = 1024
 
 Act = Callable[[], None]
+T = TypeVar("T")
 
 
 def main(job: dict[str, Any]) -> None:
@@ -145,6 +146,12 @@ def _under_cprofile(folder: Path, act: Act) -> None:
     finally:
         threading.Thread.run = run  # type: ignore[method-assign]
         _dump(kept, folder)
+
+
+def under_profiler(act: Callable[[], T]) -> T:
+    """What `act` returns, run under the profiler; nothing is kept of it."""
+    found: T = Profile().runcall(act)
+    return found
 
 
 def _dump(kept: list[tuple[str, Profile]], folder: Path) -> None:

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import polars as pl
 
-from experiments.profiles import calls, hotspots, patterns, results, runs, scenarios, timing
+from experiments.profiles import calls, hotspots, leaders, patterns, results, runs, scenarios, timing
 from experiments.profiles.corners import At
 from experiments.profiles.hotspots import Gain
+from experiments.profiles.leaders import Leader
 from experiments.profiles.runner import Request, brokers, profile
 from experiments.profiles.runs import Profiler, Run, Status
 from experiments.profiles.scenarios import SCENARIOS, Scenario
@@ -41,7 +42,6 @@ ON_RABBITS: Final = tuple(
 RABBIT_TIMING_RUNS: Final = 5
 FIGURED: Final = ("producer-json", "transformer-json", "sink-parquet")
 LINES: Final = 6
-CLOSE: Final = 0.1  # leaders whose shares are this near may change places from run to run
 KINDS: Final = {
     RoleKind.GENERATOR: "Producers",
     RoleKind.TRANSFORMER: "Transformers",
@@ -65,6 +65,12 @@ are, three times: a line here beside one above compares what *our* process does 
 _CALLS: Final = """\
 Of all threads, frames that only lead to the role left out. Times are the clock's, so calls that wait lead; the call
 that *works* longest is named beside."""
+_AGREE: Final = """\
+The function of ours that works longest, libraries and built-ins it calls included, comprehensions and lambdas counted
+to where they are written, waiting left out; behind each its share of the work, by scalene and by cProfile. Where the
+two differ, the reason is the first that holds of: chance (scalene's samples are too few to tell the two apart), close
+(by cProfile they are within 10 % of the work), cProfile's own cost of calls (as measured here). cProfile counts the
+clock, scalene samples every 10 ms."""
 _PICTURES: Final = """\
 An icicle is read from the top: each row is called by the row above it, width is time, colour is the activity, grey is
 waiting. cProfile keeps pairs of caller and callee, so widths below a function that several call are estimates."""
@@ -151,6 +157,7 @@ def page(home: Home, found: Found, gains: Sequence[Gain]) -> str:
         _rabbits(home, found),
         _top_calls(home, found),
         _scalene(home, found),
+        _agreement(home, found),
         _figures(home, found),
         _hot_spots(gains),
         _repeat(),
@@ -168,21 +175,34 @@ def write(home: Home, found: Found) -> Path:
     return PAGE
 
 
-def agreement(cprofile: pl.DataFrame, scalene: pl.DataFrame) -> str:
-    """Whether both profilers see the same activity lead the work, or why they do not."""
-    one, other = patterns.verdict(cprofile), patterns.verdict(scalene)
-    if one.bottleneck == other.bottleneck:
-        return f"agree: {one.bottleneck} ({one.share_of_work:.0%} and {other.share_of_work:.0%} of the work)"
-    says = f"differ: {one.bottleneck} ({one.share_of_work:.0%}) and {other.bottleneck} ({other.share_of_work:.0%})"
-    theirs = _share_of_work(cprofile, other.bottleneck)
-    if one.share_of_work - theirs <= CLOSE:
-        return f"{says}; cProfile has the two within {CLOSE:.0%} of each other"
-    return f"{says}; cProfile counts the clock and its own cost of each call, scalene samples lines every 10 ms"
+def _agreement(home: Home, found: Found) -> str:
+    """Of each role under scalene the two profilers' top functions, side by side."""
+    call_s = leaders.call_cost_s()
+    rows = [row for run in found.scalene if (row := _leaders(home, run, found, call_s))]
+    return "\n\n".join(
+        ["## Do the two profilers agree?", _AGREE, _table(pl.DataFrame(rows)) if rows else "Not measured."]
+    )
 
 
-def _share_of_work(activities: pl.DataFrame, name: str) -> float:
-    work = activities.filter(~pl.col("is_waiting"))
-    return float(work.filter(pl.col("activity") == name)["share"].sum()) / (float(work["share"].sum()) or 1.0)
+def _leaders(home: Home, run: Run, found: Found, call_s: float) -> dict[str, str] | None:
+    twin = next((each for each in found.scenarios if _alike(each, run)), None)
+    lines = results.read(runs.folder_of(home, run), results.LINES)
+    charged = None if twin is None else results.read(runs.folder_of(home, twin), results.CHARGED)
+    if lines is None or charged is None or run.wall_s is None:
+        return None
+    pair = leaders.compared(lines, charged, run.wall_s, call_s)
+    if pair is None:
+        return None
+    return {
+        "role": _placed(run),
+        "scalene's top function": _led(pair.scalene),
+        "cProfile's top function": _led(pair.cprofile),
+        "the same?": "yes" if pair.agree else f"no: {pair.why}",
+    }
+
+
+def _led(leader: Leader) -> str:
+    return f"`{leader.name}` {leader.scalene:.0%}, {leader.cprofile:.0%}"
 
 
 def _head(found: Found) -> str:
@@ -366,10 +386,6 @@ def _scalene(home: Home, found: Found) -> str:
             f"### {_placed(run)}: {_cell(run.cpu_us_per_record)} µs of processor a record, {_cell(run.peak_rss_mb)} MB",
         ]
         parts += ["", _table(hot.head(LINES)), "", patterns.verdict(activities).says]
-        twin = next((each for each in found.scenarios if _alike(each, run)), None)
-        theirs = None if twin is None else results.read(runs.folder_of(home, twin), results.ACTIVITIES)
-        if theirs is not None and len(theirs):
-            parts += ["", f"cProfile and scalene {agreement(theirs, activities)}."]
     return "\n".join(parts)
 
 

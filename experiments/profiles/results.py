@@ -18,6 +18,7 @@ from streaming.turns import SUFFIX
 LINES: Final = "lines.parquet"
 FOOTPRINT: Final = "footprint.parquet"
 CALLS: Final = "calls.parquet"
+CHARGED: Final = "charged.parquet"
 ACTIVITIES: Final = "activities.parquet"
 TURNS: Final = "turns.parquet"
 SCALENE_JSON: Final = "scalene.json"
@@ -52,7 +53,9 @@ def _from_scalene(folder: Path, run: Run) -> None:
 def _from_cprofile(folder: Path, run: Run) -> None:
     profs = sorted(folder.glob("*.prof"))
     calls.table(profs).write_parquet(folder / CALLS)
-    patterns.shares(calls.charged(profs)).write_parquet(folder / ACTIVITIES)
+    charged = calls.charged(profs)
+    charged.write_parquet(folder / CHARGED)
+    patterns.shares(charged).write_parquet(folder / ACTIVITIES)
     if profs:
         pictures.icicles(profs, folder / FIGURE, run)
 

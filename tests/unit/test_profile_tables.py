@@ -278,7 +278,9 @@ def test_the_page_tells_the_brokers_apart_and_says_how_busy_the_machine_was(
             (found.scalene, Profiler.SCALENE, ""),
         ):
             each = replace(run(), name=f"{broker}-{profiler}", broker=broker, profiler=profiler, scenario=scenario)
-            kind.append(replace(each, cpu_s=0.001, loop_s=0.25, peak_rss_mb=300.0, provenance=on_a_machine(load)))
+            kind.append(
+                replace(each, cpu_s=0.001, loop_s=0.25, peak_rss_mb=300.0, wall_s=1.0, provenance=on_a_machine(load))
+            )
             leave_tables(runs.write(home, kind[-1]), profs)
     page = performance.page(home, found, [])
     head, kafka, rabbits, *_ = re.split(r"## (?:Scenarios|On RabbitMQ|Top three)", page)
@@ -289,6 +291,9 @@ def test_the_page_tells_the_brokers_apart_and_says_how_busy_the_machine_was(
     for broker in BROKERS[1:]:
         heads = re.findall(rf"### positions-parquet on {broker}[:\n]", page)
         assert len(heads) == 2, "its calls, and what scalene sees"
+    agreed = page.partition("## Do the two profilers agree?")[2].partition("\n## ")[0]
+    places = ["positions-parquet", *(f"positions-parquet on {broker}" for broker in BROKERS[1:])]
+    assert re.findall(r"^\| (positions-\S+(?: on \S+)?) \| `streaming/codecs/json", agreed, re.MULTILINE) == places
     assert performance.collected(home) == found
 
 
@@ -301,8 +306,18 @@ def leave_tables(folder: Path, profs: list[Path]) -> None:
     turns = pl.DataFrame([("main", 0, 0.2, 0.05, 100)], schema=results.TURNS_SCHEMA, orient="row")
     turns.write_parquet(folder / results.TURNS)
     calls.table(profs).write_parquet(folder / results.CALLS)
-    patterns.shares(calls.charged(profs)).write_parquet(folder / results.ACTIVITIES)
-    scalene_report.lines({}).write_parquet(folder / results.LINES)
+    charged = calls.charged(profs)
+    charged.write_parquet(folder / results.CHARGED)
+    patterns.shares(charged).write_parquet(folder / results.ACTIVITIES)
+    sampled = {name: [0.0] for name, kind in scalene_report.LINES.items() if kind == pl.Float64}
+    decode = JsonCodec.decode.__code__.co_firstlineno
+    place = {
+        "file": ["streaming/codecs/json.py"],
+        "line": [decode],
+        "function": ["JsonCodec.decode"],
+        "source": ["return"],
+    }
+    pl.DataFrame(place | sampled | {"cpu": [0.5]}, schema=scalene_report.LINES).write_parquet(folder / results.LINES)
 
 
 def test_the_brokers_that_a_measurement_has_started_itself_do_not_disturb_it(monkeypatch: pytest.MonkeyPatch) -> None:
