@@ -1,9 +1,10 @@
 """`python -m experiments.soak`: does a role that runs on and on use more and more memory or handles?
 
-Real brokers, real role processes under a steady load; every second each process's resident memory and open handles are
-read. Invariant: the verdict follows from the samples. What comes first is warm-up (allocators, caches, rotations);
-after it the slope is fitted over medians of fifteen seconds, with its bootstrap interval. "Grows" is said only if the
-whole interval lies above the bound, "flat" only if it lies below; otherwise the run was too short to tell.
+Real brokers, every role of the application on each of them as a real process under a steady load; every second each
+process's resident memory and open handles are read. Invariant: the verdict follows from the samples. What comes first
+is warm-up (allocators, caches, rotations); after it the slope is fitted over medians of fifteen seconds, with its
+bootstrap interval. "Grows" is said only if the whole interval lies above the bound, "flat" only if it lies below;
+otherwise the run was too short to tell.
 
 Ends with 1 when something grows, when a role failed, when nothing landed or verify finds damage.
 """
@@ -26,6 +27,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import psutil
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -36,22 +38,17 @@ from experiments.statistics import Interval, bootstrap
 from experiments.verdicts import Verdict
 from sinks.merge import Policy, merge
 from sinks.reader import tables
-from streaming.cluster import tether
+from streaming.cluster import guests, tether
 from streaming.cluster.kafka import DisposableCluster
-from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError
+from streaming.cluster.rabbitmq import OPERATOR, DisposableRabbitMQ
+from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError, UsageError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import Lab
+from streaming.lab import BROKERS, KAFKA, QUEUES, Lab, service_name
+from streaming.topology import ROLES, STREAMS, Role
+from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.queues import RabbitQueues
+from streaming.transports.rabbitmq.streams import RabbitStreams
 
-ROLES: Final = (
-    "vehicles-generator",
-    "positions-generator",
-    "diagnostics-generator",
-    "means-transformer",
-    "alerts-transformer",
-    "positions-parquet",
-    "diagnostics-parquet",
-    "position-means-csv",
-)
 FOLDER: Final = "soak"  # in the lab's home
 SAMPLE_S: Final = 1.0
 BLOCK_S: Final = 15.0
@@ -63,6 +60,7 @@ HANDLE_BOUND: Final = 0.2  # handles a minute: two in ten minutes
 ENOUGH_BLOCKS: Final = 20
 READY_TIMEOUT_S: Final = 300.0
 SEED: Final = 4
+LINES: Final = ("-", "--", ":", "-.")  # for a figure of more roles than colours
 MIB: Final = 1024**2
 MAY_RESTART: Final = frozenset({BrokerUnavailable.exit_code, RestartRequired.exit_code})
 SAMPLES: Final = pl.Schema(
@@ -138,6 +136,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long the roles are watched (default: 10)")
     parser.add_argument("--vehicles", type=int, default=20, help="simulated vehicles (default: 20)")
+    parser.add_argument("--brokers", help=f"some of {','.join(BROKERS)} (default: those of the home's lab)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: soak/ in the lab's home)")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
@@ -146,7 +145,9 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or home.open().root / FOLDER
     out.mkdir(parents=True, exist_ok=True)
     try:
-        found = soak(options.minutes, options.vehicles)
+        found = soak(
+            options.minutes, options.vehicles, brokers_of(home, options.brokers and options.brokers.split(","))
+        )
     except StreamgaugeError as error:
         _console.print(f"no result: {error}", style="red", markup=False)
         return error.exit_code
@@ -159,38 +160,82 @@ def main(arguments: Sequence[str]) -> int:
     return found.exit_code
 
 
-def soak(minutes: float, vehicles: int = 20) -> Soak:
-    """Run the roles on brokers of their own and watch them."""
-    with tempfile.TemporaryDirectory(prefix="sg-soak-") as scratch, DisposableCluster() as cluster:
+def brokers_of(home: Home, named: Sequence[str] | None) -> tuple[str, ...]:
+    """The brokers that are named, by default those of the home's lab. UsageError for what is none."""
+    chosen = tuple(named or Lab.load(home).brokers)
+    if unknown := set(chosen) - set(BROKERS):
+        raise UsageError(f"--brokers {','.join(unknown)}: some of {', '.join(BROKERS)}")
+    return chosen
+
+
+def processes_of(brokers: Sequence[str]) -> dict[str, tuple[str, Role]]:
+    """What runs in a lab with these brokers: process → broker and role."""
+    return {service_name(broker, each.name): (broker, each) for broker in brokers for each in ROLES.values()}
+
+
+def soak(minutes: float, vehicles: int = 20, brokers: Sequence[str] = (KAFKA,)) -> Soak:
+    """Run every role on brokers of their own and watch them."""
+    with tempfile.TemporaryDirectory(prefix="sg-soak-") as scratch, contextlib.ExitStack() as opened:
         home = Home(Path(scratch) / "home").open()
-        lab = Lab(bootstrap_servers=cluster.bootstrap_servers, vehicles=vehicles, seed=SEED)
+        lab = Lab(**_nodes_for(home, brokers, opened), brokers=tuple(brokers), vehicles=vehicles, seed=SEED)
         lab.save(home)
         facts: dict[str, Any] = {
             "began": provenance.now(),
             "code": provenance.code_version(),
             "versions": provenance.versions(),
             "machine": asdict(provenance.machine(home.root)),
-            "lab": {"vehicles": vehicles, "rate_hz": lab.rate_hz, "codec": lab.codec, "brokers": len(cluster.brokers)},
+            "lab": {"vehicles": vehicles, "rate_hz": lab.rate_hz, "codec": lab.codec, "brokers": list(brokers)},
         }
-        with running(home) as processes:
+        with running(home, brokers) as processes:
             await_ready(home, processes)
             _console.print(f"{len(processes)} roles run; watching them for {minutes:g} minutes")
             samples, problems = watched(home, processes, minutes * 60)
-        code, report = _verified(home)
-        facts |= {"ended": provenance.now(), "load_after": os.getloadavg(), "verify": report["verdict"]}
-    records = sum(table["rows"] for table in report["tables"])
-    problems += [f"verify: {report['verdict']}"] if code == 1 else []
+        code, reports = _verified(home)
+        verdict = "; ".join(dict.fromkeys(report["verdict"] for report in reports))
+        facts |= {"ended": provenance.now(), "load_after": os.getloadavg(), "verify": verdict, "reports": reports}
+    records = sum(table["rows"] for report in reports for table in report["tables"])
+    problems += [f"verify: {verdict}"] if code == 1 else []
     problems += ["nothing has landed"] if not records else []
     return Soak(minutes, samples, judged(samples, minutes * 60), problems, records, facts)
 
 
+def _nodes_for(home: Home, brokers: Sequence[str], opened: contextlib.ExitStack) -> dict[str, Any]:
+    """Start what these brokers need; the lab's settings by which roles find it."""
+    found: dict[str, Any] = {}
+    if KAFKA in brokers:
+        found["bootstrap_servers"] = opened.enter_context(DisposableCluster()).bootstrap_servers
+    if patterns := [broker for broker in brokers if broker != KAFKA]:
+        node = opened.enter_context(DisposableRabbitMQ(home.brokers("rabbitmq")))  # its users are found there
+        ports = node.nodes[0].ports
+        found["rabbitmq_ports"] = ports.amqp, ports.stream, ports.management
+        for broker in patterns:
+            _create_streams(node, broker)
+    return found
+
+
+def _create_streams(node: DisposableRabbitMQ, broker: str) -> None:
+    """As `up` does: roles may not make queues."""
+    ports, password = node.nodes[0].ports, node.credentials.passwords[OPERATOR]
+    at = Address(
+        ports.amqp,
+        OPERATOR,
+        password,
+        stream_port=ports.stream,
+        management_port=ports.management,
+        vhost=guests.vhost_of("", broker),
+    )
+    with contextlib.closing(RabbitQueues(at) if broker == QUEUES else RabbitStreams(at)) as transport:
+        transport.create(STREAMS.values(), replication=1)
+
+
 @contextlib.contextmanager
-def running(home: Home) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """The roles as processes; stopped cleanly at the end."""
+def running(home: Home, brokers: Sequence[str]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """The roles as processes, by name; stopped cleanly at the end."""
     home.logs.mkdir(parents=True, exist_ok=True)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        processes |= {name: started(home, name) for name in ROLES}
+        for name in processes_of(brokers):
+            processes[name] = started(home, name)
         yield processes
     finally:
         for process in processes.values():
@@ -204,7 +249,9 @@ def running(home: Home) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 def started(home: Home, name: str) -> subprocess.Popen[bytes]:
     """A role's process, which ends with this one."""
-    command = [sys.executable, "-m", "orchestration.cli", "role", name, "--home", str(home.root)]
+    broker, role = processes_of(BROKERS)[name]
+    words = ["role", role.name, "--broker", broker, "--home", str(home.root)]
+    command = [sys.executable, "-m", "orchestration.cli", *words]
     with (home.logs / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             tether.tethered(command), cwd=PROJECT_ROOT, env=tether.environment(), stdout=log, stderr=log
@@ -252,8 +299,9 @@ def watched(
                     problems.append(f"{name} ended by itself with {code}:\n{_last_words(home, name)}")
         if now >= merge_at:
             merge_at = now + MERGE_EVERY_S
-            for table in tables(home, "kafka"):
-                merge(home, "kafka", table, Policy(settled_s=30, fewest=3))
+            for broker in BROKERS:
+                for table in tables(home, broker):
+                    merge(home, broker, table, Policy(settled_s=30, fewest=3))
         time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - now)))
     return pl.DataFrame(rows, schema=SAMPLES, orient="row"), problems
 
@@ -269,14 +317,14 @@ def _last_words(home: Home, name: str) -> str:
     return (home.logs / f"{name}.log").read_text(errors="replace")[-1500:]
 
 
-def _verified(home: Home) -> tuple[int, dict[str, Any]]:
-    """What verify says once the roles have stopped; what is still on the brokers then is pending, not lost."""
+def _verified(home: Home) -> tuple[int, list[dict[str, Any]]]:
+    """What verify says of each broker once the roles have stopped; what is still on them is pending, not lost."""
     command = [sys.executable, "-m", "orchestration.cli", "verify", "--json", "--wait", "1s", "--home", str(home.root)]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=600, check=False)
     if not done.stdout:
         raise StreamgaugeError(f"verify said nothing but: {done.stderr[-1500:]}")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, report
+    report: Any = json.loads(done.stdout)
+    return done.returncode, report if isinstance(report, list) else [report]
 
 
 def judged(samples: pl.DataFrame, seconds: float) -> list[Growth]:
@@ -355,19 +403,29 @@ def keep_verdicts(found: Soak, home: Home) -> None:
 
 
 def drawn(found: Soak) -> Figure:
-    """Memory and handles of each role over time; what is before the line is warm-up."""
-    figure, (memory, handles) = figures.panels(2, width=9.6)
-    for number, ((role,), own) in enumerate(found.samples.group_by("role", maintain_order=True)):
-        colour = figures.PALETTE[number % len(figures.PALETTE)]
-        for axes, quantity in ((memory, "rss_mib"), (handles, "handles")):
-            axes.plot(own["second"] / 60, own[quantity], color=colour, lw=1.1, label=str(role))
-    for axes, title in ((memory, "Resident memory, MiB"), (handles, "Open handles")):
-        axes.axvline(WARM_UP * found.minutes, color=figures.GREY, lw=0.8, ls="--")
-        axes.set_title(title)
-        axes.set_xlabel("minutes")
-        axes.set_ylim(bottom=0)
-    handles.legend(loc="lower right", fontsize=6.5)
+    """Memory and handles of each role over time, a row for each broker; what is before the line is warm-up."""
+    by_broker: dict[str, list[str]] = {}
+    for role in found.samples["role"].unique(maintain_order=True):
+        by_broker.setdefault(role.rpartition(".")[0] or KAFKA, []).append(role)
+    figure, axes = figures.panels(2, len(by_broker), width=11)
+    for row, (broker, roles) in enumerate(by_broker.items()):
+        _draw(found, roles, (axes[2 * row], f"{broker}: resident memory, MiB"), "rss_mib")
+        _draw(found, roles, (axes[2 * row + 1], f"{broker}: open handles"), "handles")
+        axes[2 * row + 1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=6.5)
     return figure
+
+
+def _draw(found: Soak, roles: list[str], at: tuple[Axes, str], quantity: str) -> None:
+    axes, title = at
+    for number, role in enumerate(roles):
+        line, colour = divmod(number, len(figures.PALETTE))
+        own = found.samples.filter(role=role)
+        look = figures.PALETTE[colour], LINES[line % len(LINES)]
+        axes.plot(own["second"] / 60, own[quantity], color=look[0], ls=look[1], lw=1.1, label=role)
+    axes.axvline(WARM_UP * found.minutes, color=figures.GREY, lw=0.8, ls="--")
+    axes.set_title(title)
+    axes.set_xlabel("minutes")
+    axes.set_ylim(bottom=0)
 
 
 if __name__ == "__main__":

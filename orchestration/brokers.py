@@ -140,8 +140,3 @@ def node_ports(lab: Lab, number: int) -> NodePorts:
 def epmd_port(lab: Lab) -> int:
     """Where RabbitMQ's nodes find each other."""
     return lab.port_base + 39
-
-
-def service_name(broker: str, role: str) -> str:
-    """The supervised process of a role: Kafka's carry the role's name, the others their broker's before it."""
-    return role if broker == KAFKA else f"{broker}.{role}"

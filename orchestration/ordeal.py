@@ -23,12 +23,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from orchestration.brokers import service_name
 from orchestration.injection import DROPPED
 from sinks.slots import CHECKPOINTS
 from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import KAFKA
+from streaming.lab import KAFKA, service_name
 from streaming.topology import ROLES, RoleKind
 
 PROGRAM: Final = (sys.executable, "-m", "orchestration.cli")

@@ -17,7 +17,7 @@ from typing import Final
 
 import polars as pl
 
-from orchestration.brokers import Wired, service_name, transport_of
+from orchestration.brokers import Wired, transport_of
 from orchestration.injection import checkpoint_of, rotation_of
 from sinks.arrivals import ArrivalSink
 from sinks.files import FileSink
@@ -33,7 +33,7 @@ from streaming.generators.run import Generator, Sent, produce
 from streaming.generators.vehicles import Vehicles, recorded_reference_data, reference_data
 from streaming.home import Home
 from streaming.interfaces import Codec, Replayable, Transport
-from streaming.lab import KAFKA, Lab
+from streaming.lab import KAFKA, Lab, service_name
 from streaming.progress import Progress
 from streaming.service import RECORDS_PER_COMMIT, Limits, run_flow, run_sink
 from streaming.stopping import answer_where_it_is, stop_on_signals

@@ -18,7 +18,7 @@ import dagster as dg
 from assets.audit import audit, unaudited_rows
 from assets.chains import Extent, gaps, look
 from assets.keys import BROKER, stream_key, table_key
-from orchestration.brokers import address_of, service_name, transport_of
+from orchestration.brokers import address_of, transport_of
 from orchestration.checks import fresh, judged
 from orchestration.jobs import REFRESH
 from orchestration.landed import landed_to
@@ -28,7 +28,7 @@ from streaming.cluster.rabbitmq import OPERATOR
 from streaming.errors import StreamgaugeError
 from streaming.home import Home
 from streaming.interfaces import Replayable, Transport
-from streaming.lab import Lab
+from streaming.lab import Lab, service_name
 from streaming.topology import Role, Stream
 from streaming.transports.kafka import KafkaTransport
 from streaming.transports.kafka.inspection import Cluster, Partition

@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from orchestration.brokers import epmd_port, node_ports, rabbitmq_of, service_name
+from orchestration.brokers import epmd_port, node_ports, rabbitmq_of
 from streaming.cluster import kafka, listeners, machine, ports, rabbitmq
 from streaming.cluster.kafka import BrokerPorts, BrokerProcess
 from streaming.cluster.rabbitmq import Credentials, RabbitProcess
 from streaming.cluster.supervision import Service, ServiceState, Supervisor
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 from streaming.home import PROJECT_ROOT, Home
-from streaming.lab import BROKER_COUNT, KAFKA, Lab
+from streaming.lab import BROKER_COUNT, KAFKA, Lab, service_name
 from streaming.topology import ROLES
 
 BROKERS: Final = "brokers"

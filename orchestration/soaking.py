@@ -19,10 +19,11 @@ KEY: Final = dg.AssetKey([GROUP, "soak"])
 
 
 class SoakConfig(dg.Config):
-    """How long the roles are watched, and with how many vehicles."""
+    """How long the roles are watched, with how many vehicles, and on which brokers."""
 
     minutes: float = Field(default=10.0, gt=0, le=100, description="Below about seven nothing can be told.")
     vehicles: int = Field(default=20, ge=1, description="Simulated vehicles.")
+    brokers: list[str] = Field(default=[], description="kafka, rabbitmq, rabbitmq-stream; empty: those of the lab.")
 
 
 @dg.asset(
@@ -31,7 +32,7 @@ class SoakConfig(dg.Config):
     kinds={"python", "kafka"},
     owners=["team:performance"],
     pool=POOL,
-    description="Eight roles under a steady load: memory and handles over time, and what they grow by a minute.",
+    description="Every role under a steady load: memory and handles over time, and what they grow by a minute.",
     check_specs=[
         dg.AssetCheckSpec(
             CHECK, asset=KEY, description="No role's memory or handles grow: the 95 % interval is not above the bound."
@@ -40,7 +41,7 @@ class SoakConfig(dg.Config):
 )
 def soaked(config: SoakConfig, home: dg.ResourceParam[Home]) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster reads the annotation, and not a subscripted one
     """A soak; its files are in soak/ of the lab's home before Dagster is told."""
-    found = soak.soak(config.minutes, config.vehicles)
+    found = soak.soak(config.minutes, config.vehicles, soak.brokers_of(home, config.brokers))
     folder = home.root / soak.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     soak.save(found, folder)
@@ -107,6 +108,6 @@ JOBS: Final = [
         "soak_roles",
         selection=dg.AssetSelection.assets(KEY),
         executor_def=dg.in_process_executor,
-        description="Watches roles for ten minutes: does memory or a handle grow?",
+        description="Watches every role for ten minutes: does memory or a handle grow?",
     )
 ]

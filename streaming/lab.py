@@ -20,6 +20,11 @@ RABBITMQ_STREAMS: Final = "rabbitmq-stream"
 BROKERS: Final = (KAFKA, QUEUES, RABBITMQ_STREAMS)  # each carries the whole application
 
 
+def service_name(broker: str, role: str) -> str:
+    """The process of a role: Kafka's carry the role's name, the others their broker's before it."""
+    return role if broker == KAFKA else f"{broker}.{role}"
+
+
 @dataclass(frozen=True, slots=True)
 class Lab:
     """The lab's configuration, as `up` was told. ports count from `port_base`."""

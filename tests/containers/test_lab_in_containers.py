@@ -18,12 +18,11 @@ from typing import Any
 import pytest
 
 from experiments.deep_dives import DEEP_DIVES
-from orchestration.brokers import service_name
 from orchestration.experiments import key_of
 from streaming.codecs.avro import AvroCodec
 from streaming.codecs.registry import Registry
 from streaming.errors import DataError
-from streaming.lab import QUEUES, RABBITMQ_STREAMS
+from streaming.lab import QUEUES, RABBITMQ_STREAMS, service_name
 from streaming.topology import ROLES, STREAMS, RoleKind, StreamKind
 from tests.containers import engine
 from tests.containers.engine import ContainerLab, wait_for

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.soak import ROLES, Soak, judged
+from experiments.soak import Soak, judged
 from orchestration import soaking
 from orchestration.definitions import defs
 from streaming.home import Home
+from streaming.topology import ROLES
 
 SECONDS = np.arange(600.0)
 

@@ -17,11 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from traitlets.config.loader import Config, PyFileConfigLoader
 
-from orchestration.brokers import node_ports, service_name
+from orchestration.brokers import node_ports
 from orchestration.specs import NEVER_RESTING
 from streaming.cluster import jars, kafka, rabbitmq, rabbitmq_container
 from streaming.cluster.kafka import BrokerPorts
-from streaming.lab import BROKER_COUNT, BROKERS, KAFKA, Lab
+from streaming.lab import BROKER_COUNT, BROKERS, KAFKA, Lab, service_name
 from streaming.metrics import RoleMetrics
 from streaming.progress import Progress
 from streaming.topology import ROLES, Role
