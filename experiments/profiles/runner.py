@@ -107,7 +107,12 @@ def profile(
     try:
         say(f"{request.role}: preparing {request.workload.says}")
         with stage(home, request.role, request.broker, request.workload, at, run.name, stop) as made:
-            ending = _hosted(made, folder, request.profiler, stop, say)
+            try:
+                ending = _hosted(made, folder, request.profiler, stop, say)
+            except BaseException:
+                run = replace(_finished(run, made, folder, _Ending(0, "broken off")), exit_code=None)
+                _keep_turns(made, folder)
+                raise
             run = _finished(run, made, folder, ending)
             if run.status is not Status.FAILED:
                 _keep_turns(made, folder)

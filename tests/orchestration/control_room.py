@@ -131,12 +131,17 @@ class ControlRoom:
         """Where the browser goes."""
         return f"http://{ports.HOST}:{self.port}"
 
-    def launch(self, job: str, run_config: dict[str, Any]) -> str:
+    def launch(self, job: str, run_config: dict[str, Any], *, partition: str | None = None) -> str:
         """Launch a run as the launchpad does; its id."""
         text = """mutation($parameters: ExecutionParams!) { launchRun(executionParams: $parameters) {
             __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
             ... on RunConfigValidationInvalid { errors { message } } } }"""
-        parameters = {"selector": self._selector(pipelineName=job), "runConfigData": json.dumps(run_config)}
+        parameters: dict[str, Any] = {
+            "selector": self._selector(pipelineName=job),
+            "runConfigData": json.dumps(run_config),
+        }
+        if partition is not None:
+            parameters["executionMetadata"] = {"tags": [{"key": "dagster/partition", "value": partition}]}
         answer = self.query(text, parameters=parameters)["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])

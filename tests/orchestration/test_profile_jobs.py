@@ -1,26 +1,29 @@
-"""Profiles in Dagster: jobs, schedules, and one real profile whose regression is seen."""
+"""Profiles in Dagster: jobs, schedules, one real profile whose regression is seen, and one that is terminated."""
 
 from __future__ import annotations
 
 import http.client
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from experiments import verdicts
-from experiments.profiles import history, runs
-from experiments.profiles.runs import Profiler, Run, Status, Workload
+from experiments.profiles import history, results, runs, scalene_report, stage
+from experiments.profiles.runner import survivors
+from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
 from orchestration import profiling
 from orchestration.definitions import defs
 from streaming.cluster.kafka import DisposableCluster
 from streaming.home import Home
-from streaming.lab import BROKERS
+from streaming.lab import BROKERS, KAFKA
 from streaming.topology import ROLES
-from tests.orchestration.control_room import pages_served
+from tests.orchestration.control_room import ENDED, ControlRoom, pages_served, wait_until
 
 MESSAGES = 5_000
 
@@ -106,6 +109,42 @@ def test_a_role_is_profiled_and_a_dearer_one_is_a_warning(
     [verdict] = verdicts.bad(home)
     assert verdict.subject == "positions-generator on kafka", "streamgauge status says it too"
     assert {run.profiler for run in runs.listed(home)[-3:]} == set(Profiler)
+
+
+@pytest.mark.brokers
+@pytest.mark.timeout(400)
+def test_a_profile_that_is_terminated_is_kept_and_leaves_no_process_no_broker_and_no_stage(
+    control_room: ControlRoom,
+) -> None:
+    room, role = control_room, ROLES["positions-generator"]
+    before = {each.name for each in runs.listed(room.home)}
+    endless = profiling.run_config([role], messages=1_000_000, load=Load.STEADY, rate_hz=500)
+    run_id = room.launch(profiling.job_name(role), endless, partition=KAFKA)
+    wait_until(lambda: in_hand(room.home) > 0 or room.status(run_id) in ENDED, within_s=200)
+    assert room.status(run_id) == "STARTED", room.says(run_id)[-3000:]
+    [run] = [each for each in runs.listed(room.home) if each.name not in before]
+    folder = runs.folder_of(room.home, run)
+    brokers = [each for each in room.started() if "kafka.Kafka" in each.cmdline()]
+    profiled, [worker] = survivors(folder), {each.parent() for each in brokers}
+    assert (len(brokers), bool(profiled)) == (3, True)
+    assert worker is not None
+    room.terminate(run_id)
+    room.wait_for(run_id, "CANCELED")
+    wait_until(lambda: not any(each.is_running() for each in (worker, *brokers, *profiled)), within_s=60)
+    assert survivors(folder) == []
+    assert stage.leftovers(room.home) == []
+    [kept] = [each for each in runs.listed(room.home) if each.name not in before]
+    assert (kept.name, kept.profiler, kept.status) == (run.name, Profiler.SCALENE, Status.INTERRUPTED)
+    assert kept.records > 0
+    assert len(pl.read_parquet(folder / results.LINES)) > 0
+    assert pl.read_parquet(folder / results.TURNS)["records"].sum() > 0
+    assert (folder / scalene_report.HTML).stat().st_size > 100_000
+
+
+def in_hand(home: Home) -> int:
+    """Records that the role which is being profiled has sent, as it says itself."""
+    reports = [path for folder in stage.leftovers(home) for path in (Home(folder).run).glob("*.json")]
+    return sum(json.loads(path.read_bytes())["records"] for path in reports)
 
 
 @pytest.fixture
