@@ -112,13 +112,8 @@ class StreamSource:
         return taken
 
     def _batch(self, chunks: list[tuple[int, list[bytes]]]) -> Batch | None:
-        """One batch of the chunks' records from the wanted offset on."""
-        if (
-            chunks[0][0] > self._next and not self._is_first_start
-        ):  # a gap: an entry of the broker's own, or retention was faster than we
-            low = self._extent().low
-            if low > self._next:
-                raise RetentionGap(self._stream, PARTITION, self._next, low)
+        """One batch of the chunks' records from the wanted offset on, up to what retention has taken."""
+        chunks = self._before_a_gap(chunks)
         offsets = offsets_of(chunks)
         joined = [value for _, values in chunks for value in values] if len(chunks) > 1 else chunks[0][1]
         skipped = int(np.searchsorted(offsets, self._next))
@@ -127,6 +122,23 @@ class StreamSource:
         batch = Batch(self._stream, PARTITION, joined[skipped:] if skipped else joined, offsets[skipped:])
         self._next, self._is_first_start = batch.next_offset, False
         return batch
+
+    def _before_a_gap(self, chunks: list[tuple[int, list[bytes]]]) -> list[tuple[int, list[bytes]]]:
+        """The chunks up to the first that retention has left a gap before; RetentionGap when there are none.
+
+        A reader that retention overtakes is sent on by the broker without a word, also between two chunks.
+        """
+        expected, may_begin_anywhere = self._next, self._is_first_start
+        for place, (first, values) in enumerate(chunks):
+            # The broker's own entries leave gaps too.
+            if first > expected and not may_begin_anywhere and (low := self._extent().low) > expected:
+                if place == 0:
+                    raise RetentionGap(self._stream, PARTITION, expected, low)
+                with self._changed:
+                    self._chunks[:0] = chunks[place:]  # to be met first the next time
+                return chunks[:place]
+            expected, may_begin_anywhere = max(expected, first + len(values)), False
+        return chunks
 
     # From here on: on the event loop.
 
