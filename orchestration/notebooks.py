@@ -102,7 +102,7 @@ def any_rabbitmq() -> RabbitNode:
                     return RabbitNode(address)
     nodes.install(print)
     own = DisposableRabbitMQ().__enter__()
-    return RabbitNode(Address(own.nodes[0].ports.amqp, OPERATOR, own.credentials.passwords[OPERATOR]), own)
+    return RabbitNode(nodes.address_of(own.nodes[0], own.credentials), own)
 
 
 def execute(name: str, environment: Mapping[str, str]) -> Any:

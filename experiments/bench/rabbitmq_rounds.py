@@ -21,7 +21,7 @@ from experiments.bench.rabbitmq_client import GROUP, PASSWORD, transport_of
 from experiments.bench.results import Contender, Run
 from experiments.bench.rounds import BARE, WARM_UP, landed_problems, measured, process
 from streaming.cluster import rabbitmq
-from streaming.cluster.rabbitmq import OPERATOR, DisposableRabbitMQ
+from streaming.cluster.rabbitmq import DisposableRabbitMQ
 from streaming.codecs import codec
 from streaming.errors import BrokerUnavailable
 from streaming.home import Home
@@ -101,10 +101,8 @@ class RabbitBench:
 
     def address(self, pattern: str, prefix: str) -> Address:
         """As the operator, in the virtual host of the pattern."""
-        ports = self.node.nodes[0].ports
         vhost = rabbitmq.VHOST if pattern == "queues" else rabbitmq.STREAM_VHOST
-        password = self.node.credentials.passwords[OPERATOR]
-        return Address(ports.amqp, OPERATOR, password, stream_port=ports.stream, vhost=vhost, prefix=prefix)
+        return rabbitmq.address_of(self.node.nodes[0], self.node.credentials, vhost=vhost, prefix=prefix)
 
     def _measured(self, contender: Contender, repetition: int, prefix: str) -> Run:
         pattern = "streams" if contender.name.startswith("stream") else "queues"

@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 from experiments.profiles.runs import Workload
 from streaming.batch import Outgoing
 from streaming.cluster import guests
-from streaming.cluster.rabbitmq import OPERATOR, Credentials, DisposableRabbitMQ
+from streaming.cluster.rabbitmq import Credentials, DisposableRabbitMQ, address_of
 from streaming.errors import BrokerUnavailable
 from streaming.home import Home
 from streaming.interfaces import Publisher, Transport
@@ -29,7 +29,6 @@ from streaming.lab import KAFKA, QUEUES, Lab
 from streaming.topology import ROLES, Role, Stream
 from streaming.transports.kafka import KafkaTransport
 from streaming.transports.kafka.settings import ADMIN, PRODUCER
-from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from streaming.transports.rabbitmq.streams import RabbitStreams
 
@@ -227,15 +226,8 @@ class RabbitCorner:
 
     @contextlib.contextmanager
     def _transport(self) -> Iterator[Transport]:
-        ports = self.node.nodes[0].ports
-        address = Address(
-            ports.amqp,
-            OPERATOR,
-            self._credentials.passwords[OPERATOR],
-            stream_port=ports.stream,
-            management_port=ports.management,
-            vhost=guests.vhost_of(self.prefix, self.broker),
-        )
+        vhost = guests.vhost_of(self.prefix, self.broker)
+        address = address_of(self.node.nodes[0], self._credentials, vhost=vhost)
         made = RabbitQueues(address, readers=self._readers) if self.broker == QUEUES else RabbitStreams(address)
         try:
             yield made

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote
 
 from streaming.cluster import rabbitmq
-from streaming.cluster.rabbitmq import EXCHANGE, OPERATOR, Credentials, Node
+from streaming.cluster.rabbitmq import EXCHANGE, OPERATOR, Credentials, Node, address_of
 from streaming.lab import QUEUES, RABBITMQ_STREAMS
 from streaming.topology import Role
+from streaming.transports.rabbitmq.management import ask, quoted
 
 VHOSTS: Final = {QUEUES: rabbitmq.VHOST, RABBITMQ_STREAMS: rabbitmq.STREAM_VHOST}
 LEAVING_S: Final = 60.0  # queues and streams are deleted before the answer comes
@@ -27,23 +27,19 @@ def vhost_of(prefix: str, broker: str) -> str:
 
 def admit(node: Node, credentials: Credentials, prefix: str, broker: str, roles: Iterable[Role]) -> None:
     """Make the guest's virtual host for this pattern, with the roles' rights. BrokerUnavailable without an answer."""
-    vhost = vhost_of(prefix, broker)
-    rabbitmq.ask(node, credentials, f"/vhosts/{_quoted(vhost)}", method="PUT", body={})
+    operator, vhost = address_of(node, credentials), quoted(vhost_of(prefix, broker))
+    ask(operator, f"/vhosts/{vhost}", method="PUT", body={})
     rights_of = rabbitmq.on_queues if broker == QUEUES else rabbitmq.on_streams
     for user, rights in ((OPERATOR, _ALL), *((role.name, rights_of(role)) for role in roles)):
         body = dict(zip(("configure", "write", "read"), rights, strict=True))
-        rabbitmq.ask(node, credentials, f"/permissions/{_quoted(vhost)}/{user}", method="PUT", body=body)
+        ask(operator, f"/permissions/{vhost}/{user}", method="PUT", body=body)
     for role in roles if broker == QUEUES else ():
         topics = {"exchange": EXCHANGE, "write": rabbitmq.topics(role), "read": "^$"}
-        rabbitmq.ask(node, credentials, f"/topic-permissions/{_quoted(vhost)}/{role.name}", method="PUT", body=topics)
+        ask(operator, f"/topic-permissions/{vhost}/{role.name}", method="PUT", body=topics)
 
 
 def dismiss(node: Node, credentials: Credentials, prefix: str, broker: str) -> None:
     """Delete the guest's virtual host, if there is one, and all that is in it. BrokerUnavailable without an answer."""
-    vhost = vhost_of(prefix, broker)
-    if vhost in {each["name"] for each in rabbitmq.ask(node, credentials, "/vhosts")}:
-        rabbitmq.ask(node, credentials, f"/vhosts/{_quoted(vhost)}", method="DELETE", timeout_s=LEAVING_S)
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
+    operator, vhost = address_of(node, credentials), vhost_of(prefix, broker)
+    if vhost in {each["name"] for each in ask(operator, "/vhosts")}:
+        ask(operator, f"/vhosts/{quoted(vhost)}", method="DELETE", timeout_s=LEAVING_S)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import secrets
@@ -31,8 +30,10 @@ from typing import Any, Final, Self
 
 from streaming.cluster import ports, tether
 from streaming.durability import replace_file
-from streaming.errors import BrokerUnavailable, SetupError
+from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError
 from streaming.topology import ROLES, STREAMS, Role, StreamKind
+from streaming.transports.rabbitmq import management
+from streaming.transports.rabbitmq.address import Address
 
 VHOST: Final = "streamgauge"  # the application on queues
 STREAM_VHOST: Final = "streamgauge-streams"  # and on streams, whose names would meet those of reference data there
@@ -184,30 +185,20 @@ def prepare(cluster: Nodes, progress: Callable[[str], None] = lambda _: None) ->
     return credentials
 
 
-def ask(
-    node: Node,
-    credentials: Credentials,
-    path: str,
-    *,
-    method: str = "GET",
-    body: object = None,
-    timeout_s: float = 10.0,
-) -> Any:
-    """The management API's answer to `path` (without /api), as Python values. BrokerUnavailable when there is none."""
-    token = base64.b64encode(f"{OPERATOR}:{credentials.passwords[OPERATOR]}".encode()).decode()
-    headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(ports.HOST, node.ports.management, timeout=timeout_s)
-    try:
-        connection.request(method, f"/api{path}", None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        answer = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise BrokerUnavailable(f"{node.process.name}: the management API does not answer: {error}") from error
-    finally:
-        connection.close()
-    if response.status >= 400:
-        raise BrokerUnavailable(f"{node.process.name}: {method} {path}: {response.status} {answer[:200]!r}")
-    return json.loads(answer) if answer else None
+def address_of(
+    node: Node, credentials: Credentials, user: str = OPERATOR, *, vhost: str = VHOST, prefix: str = ""
+) -> Address:
+    """Where the node is for its clients, and as whom to talk to it."""
+    listening = node.ports
+    return Address(
+        listening.amqp,
+        user,
+        credentials.passwords[user],
+        stream_port=listening.stream,
+        management_port=listening.management,
+        vhost=vhost,
+        prefix=prefix,
+    )
 
 
 def is_ready(cluster: Nodes, credentials: Credentials) -> bool:
@@ -322,15 +313,15 @@ class DisposableRabbitMQ:
         self._of(number).send_signal(signal.SIGCONT)
 
     def ask(self, path: str, *, method: str = "GET", body: object = None) -> Any:
-        """What the first node's management API answers; see the function."""
-        return ask(self.nodes[0], self.credentials, path, method=method, body=body)
+        """What the first node's management API answers the operator; see management.ask()."""
+        return management.ask(address_of(self.nodes[0], self.credentials), path, method=method, body=body)
 
     def drop_connections(self) -> int:
         """Close every client's connection from the broker's side; returns how many there were."""
         dropped = 0
         for connection in self.ask("/connections"):
             with contextlib.suppress(BrokerUnavailable):  # it went by itself
-                self.ask(f"/connections/{_quoted(connection['name'])}", method="DELETE")
+                self.ask(f"/connections/{management.quoted(connection['name'])}", method="DELETE")
                 dropped += 1
         return dropped
 
@@ -541,15 +532,10 @@ def _answers(port: int) -> bool:
 
 
 def _running(node: Node, credentials: Credentials) -> set[str]:
-    with contextlib.suppress(BrokerUnavailable):
-        return {each["name"] for each in ask(node, credentials, "/nodes?columns=name,running") if each["running"]}
+    with contextlib.suppress(StreamgaugeError):  # a node that has not loaded its users yet refuses
+        listed = management.ask(address_of(node, credentials), "/nodes?columns=name,running")
+        return {each["name"] for each in listed if each["running"]}
     return set()
-
-
-def _quoted(name: str) -> str:
-    from urllib.parse import quote  # noqa: PLC0415
-
-    return quote(name, safe="")
 
 
 def _without_service(command: list[str]) -> None:

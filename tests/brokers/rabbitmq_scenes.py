@@ -18,7 +18,7 @@ import polars as pl
 from sinks.arrivals import ROTATION, ArrivalSink
 from sinks.files import Rotation
 from streaming.batch import Outgoing
-from streaming.cluster.rabbitmq import DisposableRabbitMQ
+from streaming.cluster.rabbitmq import DisposableRabbitMQ, address_of
 from streaming.codecs.json import JsonCodec
 from streaming.events import POSITIONS, SCHEMAS
 from streaming.home import Home
@@ -37,9 +37,8 @@ DEADLINE_S = 60.0
 
 def address(node: DisposableRabbitMQ, user: str = "operator", prefix: str | None = None) -> Address:
     """As whom, with names of its own."""
-    ports = node.nodes[0].ports
     own = f"t{uuid.uuid4().hex[:8]}-" if prefix is None else prefix
-    return Address(ports.amqp, user, node.credentials.passwords[user], stream_port=ports.stream, prefix=own)
+    return address_of(node.nodes[0], node.credentials, user, prefix=own)
 
 
 @dataclass

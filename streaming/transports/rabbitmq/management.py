@@ -1,4 +1,4 @@
-"""Questions to RabbitMQ's management API, read only. Its numbers of messages are some seconds old."""
+"""Questions and orders to RabbitMQ's management API. Its numbers of messages are some seconds old."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from streaming.transports.rabbitmq.address import Address
 _TIMEOUT_S: Final = 10.0
 
 
-def ask(address: Address, path: str) -> Any:
-    """The answer to GET /api`path`, as Python values, from the first node that gives one.
+def ask(address: Address, path: str, *, method: str = "GET", body: object = None, timeout_s: float = _TIMEOUT_S) -> Any:
+    """The answer to /api`path`, as Python values (None: an empty one), from the first node that gives one.
 
     SetupError when refused, BrokerUnavailable when there is none.
     """
+    encoded = None if body is None else json.dumps(body)
     *others, last = address.nodes
     for node in others:
         with contextlib.suppress(BrokerUnavailable):
-            return _ask(node, path)
-    return _ask(last, path)
+            return _ask(node, path, method, encoded, timeout_s)
+    return _ask(last, path, method, encoded, timeout_s)
 
 
-def _ask(address: Address, path: str) -> Any:
+def _ask(address: Address, path: str, method: str, body: str | None, timeout_s: float) -> Any:
     if address.management_port is None:
         raise SetupError(f"{address}: the port of the management plugin is missing", "say where the plugin listens")
     token = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
-    connection = http.client.HTTPConnection(address.host, address.management_port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(address.host, address.management_port, timeout=timeout_s)
     try:
-        connection.request("GET", f"/api{path}", headers={"Authorization": f"Basic {token}"})
+        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+        connection.request(method, f"/api{path}", body, headers)
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -43,8 +45,10 @@ def _ask(address: Address, path: str) -> Any:
     if response.status in {401, 403}:
         raise SetupError(f"RabbitMQ's management API refuses {address}", "check user, password and tags")
     if response.status >= 400:
-        raise BrokerUnavailable(f"RabbitMQ's management API at {address}: {path}: {response.status} {answer[:200]!r}")
-    return json.loads(answer)
+        raise BrokerUnavailable(
+            f"RabbitMQ's management API at {address}: {method} {path}: {response.status} {answer[:200]!r}"
+        )
+    return json.loads(answer) if answer else None
 
 
 def quoted(name: str) -> str:
