@@ -1,10 +1,12 @@
 """A sink or a transformer as a process of its own, to be killed: sink|transform queues|streams HOME.
 
-The address comes by environment. Files and commits are small, so that a kill meets every moment.
+The address comes by environment, and STREAMGAUGE_CRASH_AT for a transformer (see orchestration/injection.py). Files and
+commits are small, so that a kill meets every moment.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -12,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from orchestration.injection import checkpoint_of
 from sinks.files import FileSink, Rotation
 from streaming.home import Home
 from streaming.interfaces import Sink
@@ -46,6 +49,7 @@ def main(what: str, kind: str, home: Path) -> None:
     transport = transport_of(kind, home)
     if what == "transform":
         flow = role("means-transformer")
+        transport.transaction = functools.partial(transport.transaction, checkpoint=checkpoint_of(os.environ))
         run_flow(transport, flow, MeansStep(), CODECS, stop=stop, progress=Progress("t"), commit_every_s=0.05)
         return
     run_sink(transport, ROLE, sink_of(kind, transport, home), stop=stop, progress=Progress("s"))

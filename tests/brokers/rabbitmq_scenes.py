@@ -33,6 +33,7 @@ CODEC = JsonCodec(POSITIONS)
 CODECS = {name: JsonCodec(schema) for name, schema in SCHEMAS.items()}
 IDENTITY = Identity("streamgauge", "queue")
 DEADLINE_S = 60.0
+OUTBOX_MOMENTS = ("before_outcome", "after_outcome", "after_confirms")
 
 
 def address(node: DisposableRabbitMQ, user: str = "operator", prefix: str | None = None) -> Address:
@@ -120,7 +121,7 @@ class Killable:
     kills: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None)
 
-    def start(self) -> None:
+    def start(self, crash_at: str = "") -> None:
         program = Path(__file__).with_name("rabbitmq_process.py")
         own = {
             "AMQP_PORT": str(self.at.port),
@@ -128,6 +129,7 @@ class Killable:
             "AMQP_PASSWORD": self.at.password,
             "AMQP_PREFIX": self.at.prefix,
             "PYTHONPATH": str(program.parents[2]),
+            "STREAMGAUGE_CRASH_AT": crash_at,
         }
         command = [sys.executable, str(program), self.what, self.kind, str(self.home)]
         self.process = subprocess.Popen(command, env={**os.environ, **own})
@@ -148,6 +150,15 @@ class Killable:
         self.process.wait()
         self.kills += 1
         self.start()
+
+    def dies_at(self, moment: str) -> None:
+        """In place of the present life one that ends by SIGKILL when a commit comes to this moment."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.start(crash_at=moment)
+        assert self.process.wait(DEADLINE_S) == -signal.SIGKILL, "the moment never came"
+        self.kills += 1
 
     def stop(self) -> None:
         assert self.process is not None

@@ -32,6 +32,7 @@ from tests.brokers.rabbitmq_scenes import (
     CODECS,
     DEADLINE_S,
     GROUP,
+    OUTBOX_MOMENTS,
     STREAM,
     Killable,
     Notebook,
@@ -130,6 +131,22 @@ def test_an_acknowledgement_of_a_lost_connection_is_ignored(rabbitmq: Disposable
     source.acknowledge({0: before.next_offset})
     source.close()
     until(lambda: transport.depths("positions") == {GROUP: 100})
+
+
+def test_of_two_consumers_one_is_active_and_the_other_takes_over_what_was_not_acknowledged(
+    rabbitmq: DisposableRabbitMQ,
+) -> None:
+    transport = queues(address(rabbitmq))
+    active, waiting = (transport.source("positions", GROUP, Notebook(), instance=number) for number in (0, 1))
+    publish(transport, 1_000)
+    came = [value for batch in take(active, 1_000) for value in batch.values]
+    assert waiting.poll(0.3) == []
+    active.acknowledge({0: 401})
+    active.close()
+    assert [value for batch in take(waiting, 600) for value in batch.values] == came[400:]
+    publish(transport, 10, first=1_000)
+    take(waiting, 10)
+    waiting.close()
 
 
 def cut(publisher: QueuePublisher) -> None:
@@ -392,7 +409,7 @@ def test_a_sink_killed_ten_times_lands_each_of_50000_messages_once(
         assert_each_once(tmp_path, "rabbitmq", 50_000)
 
 
-def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
+def test_a_transformer_killed_at_random_and_at_named_moments_gives_the_means_of_an_offline_run(
     rabbitmq: DisposableRabbitMQ, tmp_path: Path
 ) -> None:
     at = address(rabbitmq)
@@ -401,7 +418,7 @@ def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
     transport.create([STREAMS[name] for name in readers], replication=1)
     means = transport.source("position_means", "means", Notebook())
     with Killable("transform", "queues", tmp_path, at) as transformer:
-        _, outputs = MeansStep().advance(MeansStep().initial(0), positions(50_000))
+        _, outputs = MeansStep().advance(MeansStep().initial(0), positions(80_000))
         wanted = outputs["position_means"]
         came: list[pl.DataFrame] = []
         seen = Identities()
@@ -416,12 +433,16 @@ def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
 
         for part in range(10):
             publish(transport, 5_000, first=5_000 * part)
-            until_came(len(wanted) * part // 10)
+            until_came(len(wanted) * part // 16)
             transformer.kill_and_start()
+        for part, moment in enumerate(reversed(OUTBOX_MOMENTS * 2), start=10):
+            publish(transport, 5_000, first=5_000 * part)
+            transformer.dies_at(moment)
+        transformer.start()
         until_came(len(wanted))
         until(lambda: transport.depths("positions") == {"means-transformer": 0})
         transformer.stop()
         means.close()
         assert pl.concat(came).equals(wanted), "the first copy of each, in order"
         assert transport.depths("late_positions") == {"late": 0}
-        assert transformer.kills == 10
+        assert transformer.kills == 16

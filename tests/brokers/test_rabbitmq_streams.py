@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from rstream import exceptions
+from rstream.client import Client
 
 from streaming.batch import Batch, Outgoing
 from streaming.cluster.rabbitmq import DisposableRabbitMQ
@@ -17,12 +20,15 @@ from streaming.errors import BrokerUnavailable, Fenced, RetentionGap, SetupError
 from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.declaring import channel_of
+from streaming.transports.rabbitmq.outbox import OutboxTransaction
+from streaming.transports.rabbitmq.stream_loop import close, connect
 from streaming.transports.rabbitmq.stream_source import StreamSource
 from streaming.transports.rabbitmq.streams import RabbitStreams
 from tests.brokers.rabbitmq_scenes import (
     CODEC,
     CODECS,
     GROUP,
+    OUTBOX_MOMENTS,
     STREAM,
     Killable,
     Notebook,
@@ -147,28 +153,90 @@ def test_a_stream_made_anew_has_another_identity_and_a_reader_of_the_old_one_sto
         streams.source("positions", GROUP, Notebook(start=100))
 
 
-def test_records_that_retention_took_before_they_were_read_stop_the_reader(
-    rabbitmq: DisposableRabbitMQ, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The conformance suite asks this of brokers that delete up to any offset; a stream drops whole segments only."""
+def test_a_position_that_the_broker_stores_for_the_group_does_not_count(streams: RabbitStreams) -> None:
+    """The conformance suite asks this of brokers whose groups have positions; here only a stranger could store one."""
+    publish(streams, 100)
+    start = streams.extents("positions")[0].low
+    log = streams._address.log("positions")
+    client, _ = streams._loop.run(connect(streams._address, "stranger", log))
+    for name in (GROUP, f"{GROUP}-0"):
+        streams._loop.run(client.store_offset(log, name, start + 60))
+        until(lambda name=name: streams._loop.run(stored(client, log, name)) == start + 60)
+    streams._loop.run(close(client))
+    for wanted, first in ((None, start), (start + 30, start + 30)):
+        source = streams.source("positions", GROUP, Notebook(start=wanted))
+        assert offsets(take(source, start + 100 - first))[0] == first
+        source.close()
+
+
+async def stored(client: Client, log: str, name: str) -> int | None:
+    with contextlib.suppress(exceptions.OffsetNotFound):
+        return int(await client.query_offset(log, name))
+    return None
+
+
+@pytest.fixture
+def short_lived(
+    rabbitmq: DisposableRabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RabbitStreams]:
+    """A stream that keeps little, in small segments: one drops whole segments only, and never up to any offset."""
     monkeypatch.setattr("streaming.transports.rabbitmq.streams.SEGMENT_BYTES", 10_000)
     monkeypatch.setattr("streaming.transports.rabbitmq.streams.MAX_STREAM_BYTES", 20_000)
-    streams = RabbitStreams(address(rabbitmq))
-    streams.create([STREAM], replication=1)
-    publish(streams, 100)
-    first = streams.extents("positions")[0].low
+    made = RabbitStreams(address(rabbitmq), outbox=tmp_path / "outbox")
+    made.create([STREAM], replication=1)
+    publish(made, 100)
+    yield made
+    made.close()
+
+
+def until_it_forgets(streams: RabbitStreams, offset: int) -> None:
+    """Publish until retention has taken the record at this offset."""
 
     def is_gone() -> bool:
         publish(streams, 100)
-        return streams.extents("positions")[0].low > first
+        return streams.extents("positions")[0].low > offset
 
     until(is_gone)
+
+
+def test_records_that_retention_took_before_they_were_read_stop_the_reader(short_lived: RabbitStreams) -> None:
+    streams = short_lived
+    first = streams.extents("positions")[0].low
+    until_it_forgets(streams, first)
     with pytest.raises(RetentionGap, match=f"before offset {first},"):
         streams.source("positions", GROUP, Notebook(start=first))
     source = streams.source("positions", GROUP, Notebook())
     assert offsets(take(source, 1))[0] > first
     source.close()
-    streams.close()
+
+
+def test_input_that_retention_took_before_it_was_used_stops_the_transformer(short_lived: RabbitStreams) -> None:
+    streams, used = short_lived, short_lived.extents("positions")[0].low + 40
+
+    def opened() -> OutboxTransaction:
+        return streams.transaction("positions", "s", "r", restore=lambda *_: None, forget=lambda _: None)
+
+    transaction = opened()
+    until(lambda: transaction.poll(0.2))
+    assert transaction.commit([], {0: b"state"}, {0: used})
+    transaction.close()
+    until_it_forgets(streams, used)
+    with pytest.raises(RetentionGap, match=f"before offset {used},"):
+        opened()
+
+
+def test_a_reader_that_retention_overtakes_stops_and_skips_nothing(short_lived: RabbitStreams) -> None:
+    streams, start = short_lived, short_lived.extents("positions")[0].low
+    source = streams.source("positions", GROUP, Notebook(start=start))
+    source.pause()
+    until_it_forgets(streams, start + 2_000)  # more than what may be on its way to the reader: ten chunks of 100
+    source.resume()
+    batches: list[Batch] = []
+    with pytest.raises(RetentionGap):
+        until(lambda: batches.extend(source.poll(0.2)))
+    places = offsets(batches)
+    assert places == list(range(start, start + len(places)))
+    source.close()
 
 
 def test_what_cannot_be_is_refused_by_name(streams: RabbitStreams) -> None:
@@ -244,10 +312,10 @@ def test_a_sink_killed_ten_times_lands_each_of_50000_records_once(streams: Rabbi
         assert_each_once(tmp_path, "rabbitmq", 50_000)
 
 
-def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
+def test_a_transformer_killed_at_random_and_at_named_moments_gives_the_means_of_an_offline_run(
     streams: RabbitStreams, tmp_path: Path
 ) -> None:
-    _, outputs = MeansStep().advance(MeansStep().initial(0), positions(50_000))
+    _, outputs = MeansStep().advance(MeansStep().initial(0), positions(80_000))
     wanted = outputs["position_means"]
     with Killable("transform", "streams", tmp_path, streams._address) as transformer:
 
@@ -256,8 +324,12 @@ def test_a_transformer_killed_ten_times_gives_the_means_of_an_offline_run(
 
         for part in range(10):
             publish(streams, 5_000, first=5_000 * part)
-            until_made(len(wanted) * part // 10)
+            until_made(len(wanted) * part // 16)
             transformer.kill_and_start()
+        for part, moment in enumerate(reversed(OUTBOX_MOMENTS * 2), start=10):
+            publish(streams, 5_000, first=5_000 * part)
+            transformer.dies_at(moment)
+        transformer.start()
         until_made(len(wanted))
         transformer.stop()
         values = [value for batch in streams.read_all("position_means") for value in batch.values]

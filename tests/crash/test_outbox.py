@@ -16,10 +16,9 @@ from streaming.transports.memory import MemoryTransport
 from streaming.transports.rabbitmq.outbox import Input, OutboxTransaction
 from streaming.transports.rabbitmq.queue_flow import QueueInput, QueueOutput
 from streaming.transports.rabbitmq.stream_flow import StreamInput
+from tests.brokers.rabbitmq_scenes import OUTBOX_MOMENTS
 from tests.conformance.rabbitmq_scenes import NumberCodec
 from tests.conformance.scenes import numbers
-
-MOMENTS = ("before_outcome", "after_outcome", "after_confirms")
 
 
 class Killed(BaseException):
@@ -69,7 +68,7 @@ def live(folder: Path, broker: MemoryTransport, kind: str, kill_at: str = "") ->
 
 
 @pytest.mark.parametrize("kind", ["queue", "stream"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", OUTBOX_MOMENTS)
 def test_killed_at_any_moment_each_event_is_counted_once_and_its_result_is_there(
     tmp_path: Path, moment: str, kind: str
 ) -> None:
