@@ -327,12 +327,13 @@ def record(path: Path, messages: int) -> None:
     rows.write_parquet(path)
 
 
-def new_lab(root: Path, brokers: tuple[str, ...]) -> tuple[Home, Lab]:
-    """A home and a lab with a node of its own, on ports that are free."""
+def new_lab(root: Path, brokers: tuple[str, ...], *, nodes: int = 1) -> tuple[Home, Lab]:
+    """A home and a lab with so many nodes of its own, on ports that are free."""
     home = Home(root).open()
     chance = random.SystemRandom()
     for _ in range(100):
-        lab = Lab(port_base=chance.randrange(20_000, 28_000 - PORTS), brokers=brokers, vehicles=VEHICLES, seed=SEED)
+        base = chance.randrange(20_000, 28_000 - PORTS)
+        lab = Lab(port_base=base, brokers=brokers, vehicles=VEHICLES, seed=SEED, rabbitmq_nodes=nodes)
         if all(ports.is_free(port) for port in services.ports_of(lab).values()):
             lab.save(home)
             return home, lab

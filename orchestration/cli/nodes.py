@@ -36,12 +36,12 @@ def look(home: Home, lab: Lab) -> Seen:
 
 
 def operate(home: Home, lab: Lab, number: int, act: Callable[[], None], *, returns: bool, timeout_s: float) -> Change:
-    """Do it to node `number`; wait until the others miss it, or see it again."""
+    """Do it to node `number`; wait until the others miss it, or see it again with all its copies."""
     before, began = look(home, lab), time.monotonic()
     act()
     while True:
         after = look(home, lab)
-        is_settled = (_has_returned if returns else _has_left)(after, number)
+        is_settled = _has_returned(after, number) if returns else _has_left(after, number, lab.rabbitmq_nodes)
         took_s = time.monotonic() - began
         if is_settled or took_s > timeout_s:
             return Change(before, after, is_settled, took_s)
@@ -88,13 +88,20 @@ def _moved(then: object, now: object) -> str:
     return words[1] if then == now else f"{words[0]} → {words[1]}"
 
 
-def _has_left(seen: Seen, number: int) -> bool:
-    """Whether no node answers, or those that do miss this one. Who leads what is told later, and not of all."""
+def _has_left(seen: Seen, number: int, of_nodes: int) -> bool:
+    """Whether the others miss it; the only node of a cluster is gone when it does not answer.
+
+    Who leads what is told later, and not of all.
+    """
+    if not seen:
+        return of_nodes == 1
     return not any(node.is_running for nodes in seen.values() for node in _of(nodes, number))
 
 
 def _has_returned(seen: Seen, number: int) -> bool:
-    return bool(seen) and all(node.is_running for nodes in seen.values() for node in _of(nodes, number))
+    """Whether it is seen, and all that it keeps a copy of is up to date there."""
+    found = [node for nodes in seen.values() for node in _of(nodes, number)]
+    return bool(found) and all(node.is_running and node.copies_online == node.copies for node in found)
 
 
 def _of(nodes: list[NodeState], number: int) -> list[NodeState]:

@@ -72,11 +72,14 @@ def nodes(address: Address) -> list[NodeState]:
 
 
 def _placed(said: dict[str, Any]) -> tuple[str | None, list[str], list[str]]:
-    """A queue's leader, members and members that are there; a classic queue is on one node."""
+    """A queue's leader, members and members that are there; a classic queue is on one node.
+
+    RabbitMQ 3.10 does not tell a stream's leader, but the node of its process, and that is the same.
+    """
     if said.get("type", "classic") == "classic":
         own = [said["node"]]
         return said["node"], own, own if said.get("state") == "running" else []
-    return said.get("leader"), said.get("members", []), said.get("online", [])
+    return said.get("leader", said.get("node")), said.get("members", []), said.get("online", [])
 
 
 def queues(address: Address) -> list[QueueState]:
