@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestration import services
-from orchestration.brokers import create_streams, service_name, transport_of
+from orchestration.brokers import create_streams, transport_of
 from orchestration.cli import app
 from orchestration.trial import new_lab
 from sinks.reader import scan
 from streaming.events import MARK
 from streaming.home import Home
-from streaming.lab import QUEUES, RABBITMQ_STREAMS, Lab
+from streaming.lab import QUEUES, RABBITMQ_STREAMS, Lab, service_name
 from tests.brokers.rabbitmq_scenes import CODEC, Notebook, outgoing, positions, until
 
 pytestmark = [pytest.mark.brokers, pytest.mark.timeout(280)]
@@ -120,13 +121,17 @@ def test_a_killed_node_stops_nobody_and_returns_with_all_its_copies(cluster: tup
     for broker, generator, sink in zip(PATTERNS, GENERATORS, SINKS, strict=True):
         services.stop(home, generator)
         sent = json.loads((home.run / f"{generator}.json").read_bytes())["records"]
-        until(lambda broker=broker, sent=sent: sum(map(len, landed(home, broker).values())) >= sent + 1_500)
+        until(partial(has_landed, home, broker, sent + 1_500))
         services.stop(home, sink)
         found = landed(home, broker)
         assert found.pop("p") == list(range(1_500)), broker
         assert list(found.values()) == [list(range(sent))], broker
 
 
+def has_landed(home: Home, broker: str, count: int) -> bool:
+    return sum(map(len, landed(home, broker).values())) >= count
+
+
 def led_by_others(listed: list[dict[str, Any]], broker: str) -> bool:
     first, *others = [each for each in listed if each["broker"] == broker]
-    return first["leads"] == 0 and sum(each["leads"] for each in others) == first["queues"]
+    return bool(first["leads"] == 0 and sum(each["leads"] for each in others) == first["queues"])

@@ -161,7 +161,7 @@ def test_a_position_that_the_broker_stores_for_the_group_does_not_count(streams:
     client, _ = streams._loop.run(connect(streams._address, "stranger", log))
     for name in (GROUP, f"{GROUP}-0"):
         streams._loop.run(client.store_offset(log, name, start + 60))
-        until(lambda name=name: streams._loop.run(stored(client, log, name)) == start + 60)
+    until(lambda: all(streams._loop.run(stored(client, log, name)) == start + 60 for name in (GROUP, f"{GROUP}-0")))
     streams._loop.run(close(client))
     for wanted, first in ((None, start), (start + 30, start + 30)):
         source = streams.source("positions", GROUP, Notebook(start=wanted))
