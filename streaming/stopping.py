@@ -52,9 +52,11 @@ def _handle(stop: threading.Event) -> Callable[[], None]:
     told: SimpleQueue[int] = SimpleQueue()
 
     def wait() -> None:
-        if told.get() != _NO_SIGNAL:
-            faulthandler.dump_traceback_later(_LATE_S)
-        stop.set()
+        try:
+            if told.get() != _NO_SIGNAL:
+                faulthandler.dump_traceback_later(_LATE_S)  # fails without a real standard error; the end comes first
+        finally:
+            stop.set()
 
     # No threading.Thread: profilers follow those, and would count this one's waiting as the role's time.
     _thread.start_new_thread(wait, ())

@@ -21,6 +21,15 @@ def test_a_signal_that_meets_the_main_thread_holding_the_events_lock_is_heard(nu
         assert stop.wait(20)
 
 
+def test_a_process_without_standard_error_is_stopped_too() -> None:
+    code = (
+        "import os, signal, sys; from streaming import stopping; stop = stopping.stop_on_signals(); sys.stderr = None\n"
+        "os.kill(os.getpid(), signal.SIGTERM); print(stop.wait(20))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n"
+
+
 def test_afterwards_the_signals_mean_what_they_did() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with stopping() as stop:
