@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from websockets.sync.client import ClientConnection, connect
 
+T = TypeVar("T")
 PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
 FLAGS: Final = (
     "--headless",
@@ -64,16 +65,34 @@ class Page:
 
     def wait_until(self, script: str, timeout_s: float = 240) -> None:
         """Return when a JavaScript expression is true; TimeoutError with the page's text when it is not in time."""
-        deadline = time.monotonic() + timeout_s
-        while not self.run(script):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{script} is not true after {timeout_s:.0f} s; the page says: {self.text()[:2000]}")
-            time.sleep(LOOK_AGAIN_S)
+        _in_time(lambda: self.run(script), timeout_s, lambda: f"not true: {script}; the page: {self.text()[:2000]}")
 
     def wait_for(self, *words: str, timeout_s: float = 240) -> None:
         """Return when the page shows all these words."""
         shown = "(document.body?.innerText ?? '')"
         self.wait_until(f"{json.dumps(words)}.every(word => {shown}.includes(word))", timeout_s)
+
+    def click(self, element: str) -> None:
+        """Press the mouse on the middle of the element that a JavaScript expression gives, once it can be pressed."""
+        self.wait_until(f"(it => (it?.getClientRects().length ?? 0) > 0 && !it.disabled)({element})")
+        self.run(f"({element}).scrollIntoView({{block: 'center'}})")
+        box = self.run(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def follow(self, link: str) -> Page:
+        """Press a link that opens a tab of its own; that tab."""
+        before = self._tabs()
+        self.click(link)
+        (opened,) = _in_time(lambda: self._tabs() - before, 60, lambda: f"no tab was opened by {link}")
+        attached = self._ask("Target.attachToTarget", targetId=opened, flatten=True)
+        return Page(self._connection, attached["sessionId"])
+
+    def type(self, text: str) -> None:
+        """As from the keyboard, where the cursor is."""
+        self.call("Input.insertText", text=text)
 
     def text(self) -> str:
         """What the page shows."""
@@ -82,6 +101,14 @@ class Page:
     def picture(self, path: Path) -> None:
         """Save what the window shows as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def _tabs(self) -> set[str]:
+        found = self._ask("Target.getTargets")["targetInfos"]
+        return {each["targetId"] for each in found if each["type"] == "page"}
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The browser itself."""
+        return _call(self._connection, next(self._numbers), method, parameters)
 
 
 @contextlib.contextmanager
@@ -101,6 +128,21 @@ def browser() -> Iterator[Page]:
         finally:
             process.terminate()
             process.wait(20)
+
+
+def saying(words: str, kind: str = "*") -> str:
+    """A JavaScript expression for the innermost element of this kind that says just these words."""
+    said = f"it => it.innerText?.trim() === {json.dumps(words)}"
+    return f"[...document.querySelectorAll({json.dumps(kind)})].findLast({said})"
+
+
+def _in_time(condition: Callable[[], T], timeout_s: float, else_say: Callable[[], str]) -> T:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {timeout_s:.0f} s {else_say()}")
+        time.sleep(LOOK_AGAIN_S)
+    return found
 
 
 def _endpoint(process: subprocess.Popen[str]) -> str:

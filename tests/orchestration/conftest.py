@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
+from docs.browser import Page, browser
 from streaming.cluster import ports
 from streaming.home import Home
 from tests.orchestration.control_room import ControlRoom
@@ -21,3 +23,14 @@ def control_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlRo
         yield room
     finally:
         room.close()
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A tab of a real browser; skipped, and said so, where there is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(browser())
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield opened

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 import dagster as dg
-import psutil
 import pytest
 
-from experiments import provenance
 from experiments.deep_dives import DEEP_DIVES
-from experiments.lab import BROKERS
 from experiments.profiles import runs as profile_runs
 from experiments.profiles.runs import Profiler, Status
-from experiments.run import Run, find_runs
+from experiments.run import find_runs
 from orchestration import profiling
 from orchestration.experiments import POOL, key_of
-from orchestration.measuring import GRACE_S
+from tests.orchestration import dives
 from tests.orchestration.control_room import ControlRoom, wait_until
 from tests.orchestration.nights import BRIEF, MEASUREMENTS, PROFILED, SHORT_NIGHT, SHORT_PROFILES
 
 JOB: Final = "experiment_keys"
 NIGHTS: Final = (SHORT_NIGHT, SHORT_PROFILES)
 LONG: Final[dict[str, Any]] = {**BRIEF, "repetitions": 500}  # hundreds of trials: it is ended long before its end
-SECONDS: Final = GRACE_S + 5  # for a run to end its trial, its brokers and its processes
 
 
 @pytest.mark.brokers
@@ -35,17 +30,19 @@ def test_nights_fire_once_after_days_off_queue_behind_a_dive_and_run_in_turns_wh
     control_room: ControlRoom,
 ) -> None:
     """One story, because each of its acts needs the one before."""
+    before = dives.ids(control_room)
     with control_room.without_daemon():
         running = control_room.launch(JOB, {"ops": {MEASUREMENTS: {"config": LONG}}})
         for name in NIGHTS:
             control_room.switch_on(name, ago=timedelta(days=4))
     try:
-        dive, brokers = _in_mid_dive(control_room, running)
+        dive = dives.in_its_midst(control_room, running, before)
         night = wait_until(lambda: _fired(control_room, SHORT_NIGHT))[0]
         profiles = wait_until(lambda: _fired(control_room, SHORT_PROFILES))[0]
         for each in (night, profiles):
             _is_seen_to_queue(control_room, each.run_id)
-        _terminate(control_room, running, dive, brokers)
+        control_room.terminate(running)
+        dives.is_gone(control_room, running, dive)
         control_room.wait_for(night.run_id, "SUCCESS")
         _dive_is_materialised(control_room, night.run_id)
         control_room.wait_for(profiles.run_id, "SUCCESS")
@@ -64,7 +61,7 @@ def _fired(room: ControlRoom, schedule: str) -> Sequence[dg.DagsterRun]:
 
 
 def _dive_is_materialised(room: ControlRoom, run_id: str) -> None:
-    (measured,) = find_runs(room.home)[1:]
+    measured = find_runs(room.home)[-1]
     assert measured.is_complete
     for table in ("measurements", "analysis", "findings"):
         assert _materialised(room, key_of(DEEP_DIVES["keys"], table), run_id)["run"].value == measured.run_id
@@ -74,8 +71,10 @@ def _profile_is_materialised(room: ControlRoom, run_id: str) -> None:
     """Both profilers and the timed run, their tables and figures in the asset, and what the check says."""
     metadata = _materialised(room, profiling.profile_key(PROFILED), run_id)
     assert {"hot_lines", "top_own_s", "loop_timings", "cprofile_figure", "scalene_figure", "report"} <= metadata.keys()
-    assert _materialised(room, profiling.HISTORY, run_id)["dagster/row_count"].value == 1
-    kept = [each for each in profile_runs.listed(room.home) if each.scenario == f"dagster {run_id}"]
+    listed = profile_runs.listed(room.home)
+    undisturbed = [each for each in listed if each.profiler is Profiler.NONE]
+    assert _materialised(room, profiling.HISTORY, run_id)["dagster/row_count"].value == len(undisturbed)
+    kept = [each for each in listed if each.scenario == f"dagster {run_id}"]
     assert [each.profiler for each in kept] == [Profiler.SCALENE, Profiler.CPROFILE, Profiler.NONE]
     assert {each.status for each in kept} == {Status.COMPLETE}
     checks = room.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
@@ -100,22 +99,6 @@ def _overlap(room: ControlRoom, *run_ids: str) -> float:
     return float(min(ended) - max(began))
 
 
-def _in_mid_dive(room: ControlRoom, run_id: str) -> tuple[Run, list[psutil.Process]]:
-    """The dive's own run, once it has measured something, and its brokers."""
-    room.wait_for(run_id, "STARTED")
-    wait_until(lambda: [each for each in find_runs(room.home) if each.measurements.height] or _ended(room, run_id))
-    assert room.status(run_id) == "STARTED", room.says(run_id)[-3000:]
-    (dive,) = find_runs(room.home)
-    brokers = [each for each in room.started() if "kafka.Kafka" in each.cmdline()]
-    assert len(brokers) == 3
-    assert (dive.folder / BROKERS).readlink().is_dir()
-    return dive, brokers
-
-
-def _ended(room: ControlRoom, run_id: str) -> bool:
-    return room.status(run_id) != "STARTED"
-
-
 def _is_seen_to_queue(room: ControlRoom, run_id: str) -> None:
     """Who looks at the waiting run finds its pool, the pool's limit, and the run that has it."""
     text = """query($id: ID!, $pool: String) {
@@ -127,18 +110,3 @@ def _is_seen_to_queue(room: ControlRoom, run_id: str) -> None:
     assert seen["instance"]["concurrencyLimit"]["limit"] == 1
     said = wait_until(lambda: [line for line in room.log("dagster-daemon").splitlines() if run_id in line])
     assert any("blocked by global concurrency limits" in line and POOL in line for line in said), said
-
-
-def _terminate(room: ControlRoom, run_id: str, dive: Run, brokers: list[psutil.Process]) -> None:
-    """Terminate leaves no process, no topic (they were its brokers') and no folder, and keeps what was measured."""
-    data = (dive.folder / BROKERS).readlink()
-    began = time.monotonic()
-    room.terminate(run_id)
-    room.wait_for(run_id, "CANCELED", within_s=2 * SECONDS)
-    wait_until(lambda: not any(each.is_running() for each in brokers), within_s=SECONDS)
-    wait_until(lambda: not data.exists(), within_s=SECONDS)
-    assert time.monotonic() - began < SECONDS
-    assert not (dive.folder / BROKERS).is_symlink()
-    assert dive.provenance["status"] == provenance.PARTIAL
-    assert dive.provenance["reason"] == "interrupted by SIGTERM"
-    assert dive.measurements.height
