@@ -51,6 +51,12 @@ ACTIVITIES: Final = (
         advice="the role keeps its pace: it has time to spare",
     ),
     Activity(
+        "waiting to be told to stop",
+        r"^streaming/stopping\.py:",
+        is_waiting=True,
+        advice="a thread that does nothing until a signal comes",
+    ),
+    Activity(
         "waiting for confirmations",
         r"^streaming/transports/.*publisher\.py:.*\b(flush|close)$|^streaming/generators/run\.py:.*_flush$",
         is_waiting=True,
