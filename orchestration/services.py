@@ -26,7 +26,7 @@ from streaming.cluster.supervision import Service, ServiceState, Supervisor
 from streaming.errors import BrokerUnavailable, SetupError, UsageError
 from streaming.home import PROJECT_ROOT, Home
 from streaming.lab import BROKER_COUNT, KAFKA, Lab, service_name
-from streaming.topology import ROLES
+from streaming.topology import ROLES, STREAMS
 
 BROKERS: Final = "brokers"
 APPLICATION: Final = "application"
@@ -134,7 +134,10 @@ def up(
 
 
 def down(home: Home, *, progress: Say = lambda _: None) -> None:
-    """Stop Dagster, the roles, the brokers, in this order; then end whatever the lab's processes have left."""
+    """Stop Dagster, the roles, the brokers, in this order; then end whatever the lab's processes have left.
+
+    Somebody else's brokers go on as they are; `progress` is told what the lab leaves there.
+    """
     with _alone(home):
         supervisor = _supervisor(home)
         if not supervisor.is_up and not supervisor.survivors():
@@ -142,6 +145,18 @@ def down(home: Home, *, progress: Say = lambda _: None) -> None:
             return
         _stop_all(supervisor, progress)
         progress("the lab is down")
+        for each in _left_with_others(Lab.load(home)):
+            progress(each)
+
+
+def _left_with_others(lab: Lab) -> Iterator[str]:
+    """What the lab has made on brokers that are not its own, in words. Nobody is asked: they may be down."""
+    if lab.bootstrap_servers and KAFKA in lab.brokers:
+        names = ", ".join(f"{lab.prefix}{stream}" for stream in STREAMS)
+        yield f"Kafka at {lab.bootstrap_servers} goes on and keeps the lab's topics: {names}"
+    if lab.rabbitmq_url and lab.uses_rabbitmq:
+        names = ", ".join(f"{lab.prefix}{broker}.*" for broker in lab.brokers if broker != KAFKA)
+        yield f"RabbitMQ at {lab.rabbitmq_url} goes on and keeps the lab's queues, streams and exchanges: {names}"
 
 
 def status(home: Home) -> list[ServiceStatus]:
