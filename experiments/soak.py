@@ -40,12 +40,11 @@ from sinks.merge import Policy, merge
 from sinks.reader import tables
 from streaming.cluster import guests, tether
 from streaming.cluster.kafka import DisposableCluster
-from streaming.cluster.rabbitmq import OPERATOR, DisposableRabbitMQ
+from streaming.cluster.rabbitmq import DisposableRabbitMQ, address_of
 from streaming.errors import BrokerUnavailable, RestartRequired, StreamgaugeError, UsageError
 from streaming.home import PROJECT_ROOT, Home
 from streaming.lab import BROKERS, KAFKA, QUEUES, Lab, service_name
 from streaming.topology import ROLES, STREAMS, Role
-from streaming.transports.rabbitmq.address import Address
 from streaming.transports.rabbitmq.queues import RabbitQueues
 from streaming.transports.rabbitmq.streams import RabbitStreams
 
@@ -215,15 +214,7 @@ def _nodes_for(home: Home, brokers: Sequence[str], opened: contextlib.ExitStack)
 
 def _create_streams(node: DisposableRabbitMQ, broker: str) -> None:
     """As `up` does: roles may not make queues."""
-    ports, password = node.nodes[0].ports, node.credentials.passwords[OPERATOR]
-    at = Address(
-        ports.amqp,
-        OPERATOR,
-        password,
-        stream_port=ports.stream,
-        management_port=ports.management,
-        vhost=guests.vhost_of("", broker),
-    )
+    at = address_of(node.nodes[0], node.credentials, vhost=guests.VHOSTS[broker])
     with contextlib.closing(RabbitQueues(at) if broker == QUEUES else RabbitStreams(at)) as transport:
         transport.create(STREAMS.values(), replication=1)
 
