@@ -76,9 +76,11 @@ class Page:
         """Press the mouse on the middle of the element that a JavaScript expression gives, once it can be pressed."""
         self.wait_until(f"(it => (it?.getClientRects().length ?? 0) > 0 && !it.disabled)({element})")
         self.run(f"({element}).scrollIntoView({{block: 'center'}})")
-        box = self.run(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
+        middle = f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
+        self.wait_until(
+            f"({element}).contains(document.elementFromPoint(...{middle}))"
         )
+        box = self.run(middle)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
@@ -127,7 +129,7 @@ def browser() -> Iterator[Page]:
                 yield Page(connection, attached["sessionId"])
         finally:
             process.terminate()
-            process.wait(20)
+            process.communicate(timeout=20)
 
 
 def saying(words: str, kind: str = "*") -> str:

@@ -70,6 +70,8 @@ def test_a_transformer_under_scalene_has_hot_lines_and_a_page(kafka: DisposableC
     assert lines["cpu"].sum() > 0.05, "our own lines are in the samples"
     assert lines["cpu"].sum() <= 1.01
     assert lines.filter(pl.col("file").str.starts_with("streaming/"), pl.col("cpu") > 0).height >= 1
+    activities = pl.read_parquet(folder / results.ACTIVITIES)
+    assert activities.filter(activity="other")["share"].sum() < 0.2, activities  # no thread's wait passes for work
     assert (folder / scalene_report.HTML).stat().st_size > 100_000
 
 

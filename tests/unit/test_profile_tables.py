@@ -152,6 +152,7 @@ def test_the_rules_know_every_module_that_the_loops_run_through() -> None:
         ("streaming/transports/rabbitmq/link.py", "wait_open", patterns.START),
         ("streaming/transports/rabbitmq/wire.py", "_take_one", "making batches of messages"),
         ("streaming/transports/rabbitmq/stream_frames.py", "unpack", "making batches of messages"),
+        ("streaming/stopping.py", "_handle.wait", "waiting to be told to stop"),
         ("streaming/identities.py", "new_rows", "keeping repeats out"),
         ("streaming/transports/rabbitmq/outbox.py", "write", "keeping the outbox"),
     ):
