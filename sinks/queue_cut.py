@@ -69,8 +69,10 @@ def take_queue_cut(
     for role in ROLES.values():
         if role.table:
             read = role.reads[0]
-            needed = late if read == _LATE else inputs[read].count
-            cut.pending[role.table] = waiting.until_landed(role, inputs[read], due[read], tried[read], needed)
+            # Also what a transformer that is behind has not used: it was confirmed, so without a word it would be lost.
+            wanted = inputs[read] if read == _LATE else joined(due[read], inputs[read])
+            needed = late if read == _LATE else wanted.count
+            cut.pending[role.table] = waiting.until_landed(role, wanted, due[read], tried[read], needed)
     cut.due = {name: {PARTITION: events} for name, events in due.items()}
     cut.inputs = {name: {PARTITION: events} for name, events in inputs.items()}
     cut.waited_s = time.monotonic() - started

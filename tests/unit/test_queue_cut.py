@@ -9,12 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from sinks.queue_cut import BOOKS_AGE_S, _Waiting
+from sinks.accounts import Claim
+from sinks.queue_cut import BOOKS_AGE_S, _Waiting, take_queue_cut
+from streaming.batch import Batch
 from streaming.home import Home
 from streaming.identities import Identities
 from streaming.interfaces import Queueing
 from streaming.intervals import IntervalSet
-from streaming.topology import role
+from streaming.lab import Lab
+from streaming.topology import ROLES, role, state_stream
 from tests.crash.test_arrivals import batch, events, sink_in
 
 ROLE = role("positions-parquet")
@@ -76,6 +79,24 @@ def test_something_younger_proves_nothing_about_what_a_transformer_has_used_sinc
     assert pending(tmp_path, numbers((0, 13)), numbers((0, 10))) == 2
     land(tmp_path, (11, 13))
     assert pending(tmp_path, numbers((0, 13)), numbers((0, 10))) == 0
+
+
+class Idle(Queue):
+    """A broker whose transformers have not begun: they remember nothing."""
+
+    def read_all(self, stream: str) -> list[Batch]:
+        assert stream in {"vehicles", *(state_stream(each).name for each in ROLES.values() if each.writes[1:])}
+        return []
+
+
+def test_what_a_sink_has_not_reached_is_pending_also_when_the_transformer_beside_it_is_behind(tmp_path: Path) -> None:
+    """Both are stopped with records in their queues: what the sink lacks was confirmed, and is no loss."""
+    land(tmp_path, (0, 4))
+    ten = IntervalSet.of_ranges([(0, 10)])
+    claims = {"positions": {("p", 1): Claim(ten, ten)}}
+    cut = take_queue_cut(Home(tmp_path), cast("Queueing", Idle(6)), Lab(), claims, wait_s=0.0, progress=lambda _: None)
+    assert cut.pending["means-transformer"] == 10
+    assert cut.pending["positions_parquet"] == 6
 
 
 def test_of_some_only_a_number_is_needed(tmp_path: Path) -> None:
