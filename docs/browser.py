@@ -77,9 +77,7 @@ class Page:
         self.wait_until(f"(it => (it?.getClientRects().length ?? 0) > 0 && !it.disabled)({element})")
         self.run(f"({element}).scrollIntoView({{block: 'center'}})")
         middle = f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
-        self.wait_until(
-            f"({element}).contains(document.elementFromPoint(...{middle}))"
-        )
+        self.wait_until(f"({element}).contains(document.elementFromPoint(...{middle}))")
         box = self.run(middle)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
