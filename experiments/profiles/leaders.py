@@ -23,6 +23,8 @@ from streaming.home import PROJECT_ROOT
 
 SAMPLE_S: Final = 0.01  # scalene looks this often
 CLOSE: Final = 0.1  # of the work: leaders whose shares are this near may change places from run to run
+MOSTLY: Final = 0.5
+MAIN: Final = "main"  # the thread in which Python handles signals
 UNEXPLAINED: Final = "no rule explains it"
 MODULE: Final = "(module)"
 _Z: Final = 1.959964
@@ -58,7 +60,8 @@ def compared(lines: pl.DataFrame, charged: pl.DataFrame, wall_s: float, call_s: 
     `call_s`: what cProfile takes for a call. None when one of them saw no work of ours.
     """
     sampled = _by_function(lines.select("file", "line", pl.col("cpu").alias("weight")))
-    timed = _by_function(charged.select("file", "line", pl.col("seconds").alias("weight"), "calls"))
+    beside = pl.when(pl.col("thread") != MAIN).then("seconds").otherwise(0.0).alias("beside")
+    timed = _by_function(charged.select("file", "line", pl.col("seconds").alias("weight"), "calls", beside))
     if sampled.is_empty() or timed.is_empty():
         return None
     first, other = str(sampled["name"][0]), str(timed["name"][0])
@@ -83,6 +86,11 @@ def _why(one: Leader, other: Leader, timed: pl.DataFrame, samples: int, call_s: 
         return (
             f"cProfile's own cost: its leader makes {count:,} calls at {1e6 * call_s:.2f} µs; "
             f"without {costs[other.name]:.2f} s for them it does not lead"
+        )
+    if (share := float(timed.filter(name=other.name)["beside"][0]) / seconds[other.name]) > MOSTLY:
+        return (
+            f"thread: {share:.0%} of cProfile's leader is beside the main thread; scalene's clock rings in that one "
+            "only, and finds the others where they let it run"
         )
     return UNEXPLAINED
 

@@ -69,8 +69,9 @@ _AGREE: Final = """\
 The function of ours that works longest, libraries and built-ins it calls included, comprehensions and lambdas counted
 to where they are written, waiting left out; behind each its share of the work, by scalene and by cProfile. Where the
 two differ, the reason is the first that holds of: chance (scalene's samples are too few to tell the two apart), close
-(by cProfile they are within 10 % of the work), cProfile's own cost of calls (as measured here). cProfile counts the
-clock, scalene samples every 10 ms."""
+(by cProfile they are within 10 % of the work), cProfile's own cost of calls (as measured here), thread (cProfile's top
+function works beside the main thread, the only one in which Python handles the signals by which scalene looks: it finds
+the others where they happen to let the main one run). cProfile counts the clock, scalene samples every 10 ms."""
 _PICTURES: Final = """\
 An icicle is read from the top: each row is called by the row above it, width is time, colour is the activity, grey is
 waiting. cProfile keeps pairs of caller and callee, so widths below a function that several call are estimates."""

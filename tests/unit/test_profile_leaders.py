@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json as stdlib_json
+import subprocess
+import sys
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -37,10 +40,10 @@ def sampled(**shares: float) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={name: scalene_report.LINES[name] for name in ("file", "line", "cpu")})
 
 
-def timed(encode: tuple[float, float], decode: tuple[float, float]) -> pl.DataFrame:
-    """cProfile's: seconds and calls of each, and a poll that waits longer than both."""
+def timed(encode: tuple[float, float], decode: tuple[float, float], thread: str = "main") -> pl.DataFrame:
+    """cProfile's: seconds and calls of each, encode's in this thread, and a poll that waits longer than both."""
     rows = [
-        ("main", FILE, line_of(JsonCodec.encode), "encode", *encode),
+        (thread, FILE, line_of(JsonCodec.encode), "encode", *encode),
         ("main", FILE, line_of(JsonCodec.decode), "decode", *decode),
         ("main", SOURCE, line_of(KafkaSource.poll), "poll", 100.0, 1.0),
     ]
@@ -108,9 +111,10 @@ def test_the_same_function_is_named_though_one_knows_a_line_and_the_other_a_buil
         (sampled(encode=0.2, decode=0.3), timed((9.0, 10), (1.0, 10)), 0.5, FREE, "chance: of 25 samples"),
         (sampled(encode=0.1, decode=0.4), timed((5.2, 10), (4.8, 10)), 60.0, FREE, "close: "),
         (sampled(encode=0.1, decode=0.4), timed((9.0, 4e6), (5.0, 10)), 60.0, 2e-6, "cProfile's own cost: "),
+        (sampled(encode=0.1, decode=0.4), timed((9.0, 10), (5.0, 10), "sink"), 60.0, 2e-6, "thread: 100% of"),
         (sampled(encode=0.1, decode=0.4), timed((9.0, 10), (5.0, 10)), 60.0, 2e-6, leaders.UNEXPLAINED),
     ],
-    ids=["same", "few samples", "close", "calls", "unexplained"],
+    ids=["same", "few samples", "close", "calls", "thread", "unexplained"],
 )
 def test_a_difference_is_explained_by_the_first_rule_that_holds(
     lines: pl.DataFrame, charged: pl.DataFrame, wall_s: float, call_s: float, why: str
@@ -121,6 +125,34 @@ def test_a_difference_is_explained_by_the_first_rule_that_holds(
     assert found.cprofile.name == (ENCODE if why else DECODE)
     assert found.why.startswith(why)
     assert bool(found.why) == bool(why)
+
+
+BESIDE = """
+import queue, threading, time
+def works(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        sum(map(abs, range(200_000)))
+def beside(told):
+    works(1.5)
+    told.put(None)
+told = queue.SimpleQueue()
+threading.Thread(target=beside, args=(told,)).start()
+told.get()
+works(1.5)
+"""
+
+
+def test_scalene_charges_work_beside_the_main_thread_to_where_that_one_waits(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(BESIDE)
+    made = tmp_path / "scalene.json"
+    words = [sys.executable, "-m", "scalene", "run", "--cpu-only", "-o", str(made), "beside.py"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    [found] = stdlib_json.loads(made.read_text())["files"].values()
+    kinds = ("n_cpu_percent_python", "n_cpu_percent_c", "n_sys_percent")
+    shares = {line["line"].strip(): sum(line[kind] for kind in kinds) for line in found["lines"]}
+    in_main, in_both = shares["told.get()"], shares["sum(map(abs, range(200_000)))"]
+    assert in_main > in_both / 2, "the rule `thread` is needless: scalene finds the work where it is done"
 
 
 def test_what_waits_leads_nothing() -> None:
