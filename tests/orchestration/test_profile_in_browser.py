@@ -32,7 +32,7 @@ def test_a_profile_is_launched_its_figure_seen_and_its_report_reached(control_ro
         page.click(saying("Close", "button"))
         page.wait_until(f"{FIGURE} === null")
         report = page.follow(f"{_row('report_page')}?.querySelector('a[href]')")
-        report.wait_for("hosted.py")
+        report.wait_for("% of time", "/streaming/")
 
 
 def _row(name: str) -> str:
