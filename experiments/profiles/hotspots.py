@@ -21,7 +21,7 @@ from streaming.topology import stream
 from streaming.transformers import windows
 
 ROWS: Final = 20_000
-ROUNDS: Final = 15
+ROUNDS: Final = 101
 
 
 @dataclass(frozen=True, slots=True)
