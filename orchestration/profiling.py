@@ -158,7 +158,7 @@ def _of_profiler(profiler: Profiler, folder: Path) -> dict[str, Any]:
         metadata[f"{profiler}_activities"] = table(activities.head(SHOWN))
     if (lines := results.read(folder, results.LINES)) is not None:
         metadata["hot_lines"] = table(
-            lines.select("file", "line", "source", "cpu", "python", "native", "peak_mb").head(SHOWN)
+            patterns.working(lines).select("file", "line", "source", "cpu", "python", "native", "peak_mb").head(SHOWN)
         )
     if (found := results.read(folder, results.CALLS)) is not None:
         for order in calls.ORDERS:

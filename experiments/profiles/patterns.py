@@ -165,6 +165,12 @@ def activity(file: str, function: str) -> str:
     return next((each.name for each, pattern in _RULES if pattern.search(name)), OTHER)
 
 
+def working(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of rows with a `file` and a `function` those that do not wait."""
+    names = [activity(file, function) for file, function in rows.select("file", "function").iter_rows()]
+    return rows.filter(pl.Series([name not in WAITING for name in names], dtype=pl.Boolean))
+
+
 def shares(ours: pl.DataFrame) -> pl.DataFrame:
     """Activities with their share of all time and seconds; `ours` has file, function and `seconds`."""
     if ours.is_empty() or not ours["seconds"].sum():

@@ -375,7 +375,7 @@ def _scalene(home: Home, found: Found) -> str:
         lines, activities = results.read(folder, results.LINES), results.read(folder, results.ACTIVITIES)
         if lines is None or activities is None or not len(activities):
             continue
-        hot = _working_lines(lines).select(
+        hot = patterns.working(lines).select(
             pl.format("`{}:{}`", "file", "line").alias("line"),
             pl.format("`{}`", pl.col("source").str.replace_all(r"[|`]", "¦").str.slice(0, 60)).alias("source"),
             *(pl.col(name).mul(100).alias(f"{name} %") for name in ("python", "native", "system")),
@@ -396,12 +396,6 @@ def _placed(run: Run) -> str:
 
 def _alike(one: Run, other: Run) -> bool:
     return (one.role, one.broker, one.workload) == (other.role, other.broker, other.workload)
-
-
-def _working_lines(lines: pl.DataFrame) -> pl.DataFrame:
-    names = [patterns.activity(file, function) for file, function in lines.select("file", "function").iter_rows()]
-    is_work = pl.Series([name not in patterns.WAITING for name in names], dtype=pl.Boolean)
-    return lines.filter(is_work)
 
 
 def _pictured(found: Found) -> Iterator[tuple[Run, str]]:

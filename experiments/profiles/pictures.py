@@ -157,8 +157,8 @@ def _colours(activities: Iterator[str]) -> dict[str, str]:
 
 
 def hot_lines(lines: pl.DataFrame, footprint: pl.DataFrame, path: Path, run: Run) -> Path:
-    """Scalene's dearest lines as bars of Python, native and system time, and the memory held over time."""
-    hot = lines.filter(pl.col("cpu") > 0).head(HOT).reverse()
+    """Scalene's dearest lines that work as bars of Python, native and system time, and the memory held over time."""
+    hot = patterns.working(lines.filter(pl.col("cpu") > 0)).head(HOT).reverse()
     with figures.style():
         figure, axes = figures.panels(2, 1, width=12.5, height=4.8)
         left = pl.zeros(len(hot), eager=True)
@@ -172,7 +172,7 @@ def hot_lines(lines: pl.DataFrame, footprint: pl.DataFrame, path: Path, run: Run
         ]
         axes[0].set_yticks(range(len(hot)), labels, fontsize=7, family="DejaVu Sans Mono")
         axes[0].set_xlabel("% of samples (system: waiting for the kernel, mostly)")
-        axes[0].set_title(f"{run.role}: hottest lines under scalene")
+        axes[0].set_title(f"{run.role}: hottest lines under scalene, waiting left out")
         axes[0].legend(loc="lower right")
         axes[0].grid(visible=False, axis="y")
         axes[1].plot(footprint["at_s"], footprint["footprint_mb"], color=figures.GREEN)

@@ -55,7 +55,7 @@ def view(run: Run, folder: Path, *, shown: int = SHOWN) -> RenderableType:
     if activities is not None and len(activities):
         parts += [Panel(patterns.verdict(activities).says, title="what dominates"), _activities(activities)]
     if (lines := results.read(folder, results.LINES)) is not None:
-        parts.append(hot_lines(lines, shown))
+        parts.append(hot_lines(patterns.working(lines), shown))
     if (found := results.read(folder, results.CALLS)) is not None:
         parts += [*(top(found, order) for order in calls.ORDERS), all_calls(found, shown)]
     if (turns := results.read(folder, results.TURNS)) is not None and len(turns):
@@ -80,7 +80,7 @@ def as_json(run: Run, folder: Path, *, shown: int = SHOWN) -> dict[str, Any]:
 
 def hot_lines(lines: pl.DataFrame, shown: int = SHOWN) -> Table:
     """Where the samples fell, line by line, with the source and the memory."""
-    table = Table(title="hottest lines", caption=_legend(), expand=True)
+    table = Table(title="hottest lines, waiting left out", caption=_legend(), expand=True)
     table.add_column("line", ratio=2, no_wrap=True)
     table.add_column("source", ratio=3, no_wrap=True)
     table.add_column("python · native · system", min_width=BAR, no_wrap=True)

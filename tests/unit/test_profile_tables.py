@@ -448,3 +448,11 @@ def run() -> Run:
 
 def costing(name: str, us: float) -> Run:
     return replace(run(), name=name, profiler=Profiler.NONE, records=1_000_000, cpu_s=us)
+
+
+def test_lines_that_wait_are_left_out_of_the_hottest() -> None:
+    lines = pl.DataFrame(
+        {"file": ["streaming/stopping.py", "streaming/codecs/json.py"], "function": ["_handle.wait", "_rows"]}
+    )
+    assert patterns.working(lines)["function"].to_list() == ["_rows"]
+    assert patterns.working(lines.clear()).is_empty()
