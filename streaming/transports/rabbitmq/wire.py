@@ -22,6 +22,8 @@ _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _DELIVER: Final = 60 << 16 | 60
 _FRAME = struct.Struct(">BHI")
 _FRAME_AND_METHOD = struct.Struct(">BHIIB")  # …, class and method, length of the consumer tag
+_CONTENT = struct.Struct(">3xI4xQ")  # a header frame's length, and its body's
+_LENGTH = struct.Struct(">3xI")  # a frame's
 _SIZE = struct.Struct(">Q")
 _TAG = struct.Struct(">Q?")
 _FRAME_SIZE: Final = 8  # a frame's bytes beyond its payload
@@ -78,34 +80,41 @@ class Deliveries:
             kind, _, size, method, tag_length = _FRAME_AND_METHOD.unpack_from(data, at)
             if kind != _METHOD or method != _DELIVER:
                 return at, False
-            after = self._take_one(data, at + 12 + tag_length, at + size + _FRAME_SIZE, end)
-            if after < 0:
+            header_at = at + size + _FRAME_SIZE
+            if header_at + 19 > end:
                 return at, True
+            header_size, wanted = _CONTENT.unpack_from(data, header_at)
+            body_at = header_at + header_size + _FRAME_SIZE
+            after = body_at + wanted + _FRAME_SIZE
+            # One frame has it all, as nearly always. An empty message has none, though a heartbeat looks like one.
+            if wanted and after <= end and _LENGTH.unpack_from(data, body_at)[0] == wanted:
+                value = data[body_at + 7 : after - 1]
+            else:
+                value, after = self._join(data, body_at, wanted, end)
+                if after > end:
+                    return at, True
+            tag, again = _TAG.unpack_from(data, at + 12 + tag_length)
+            self.tags.append(tag)
+            self.again.append(again)
+            self.values.append(value)
             at = after
         return at, False
 
-    def _take_one(self, data: bytes, tag_at: int, header_at: int, end: int) -> int:
-        """Take the delivery whose tag and header lie there; returns where it ends, or -1 if that is not here yet."""
-        if header_at + 19 > end:
-            return -1
-        wanted = int.from_bytes(data[header_at + 11 : header_at + 19])
-        at = header_at + _FRAME_SIZE + int.from_bytes(data[header_at + 3 : header_at + 7])
+    @staticmethod
+    def _join(data: bytes, at: int, wanted: int, end: int) -> tuple[bytes, int]:
+        """A payload of none or several frames, and where they end: beyond `end` if that is not here yet."""
         parts: list[bytes] = []
         while wanted > 0:
-            size = int.from_bytes(data[at + 3 : at + 7])
+            if at + _FRAME_SIZE > end:
+                return b"", end + 1
+            size = _LENGTH.unpack_from(data, at)[0]
             after = at + size + _FRAME_SIZE
-            if at + 7 > end or after > end:
-                return -1
+            if after > end:
+                return b"", after
             parts.append(data[at + 7 : after - 1])
             wanted -= size
             at = after
-        if at > end:
-            return -1
-        tag, again = _TAG.unpack_from(data, tag_at)
-        self.tags.append(tag)
-        self.again.append(again)
-        self.values.append(parts[0] if len(parts) == 1 else b"".join(parts))
-        return at
+        return b"".join(parts), at
 
 
 class BulkConnection(pika.SelectConnection):  # type: ignore[misc]
