@@ -138,18 +138,23 @@ def delete(cluster: Cluster, topic: str) -> None:
 
 
 def elect_preferred(cluster: Cluster) -> None:
-    """Give each partition back to its preferred leader, where that one is in sync."""
-    away = [each for each in cluster.layout() if each.leader != each.replicas[0] and each.replicas[0] in each.in_sync]
-    if not away:
-        return
-    marks = [TopicPartition(each.topic, each.number) for each in away]
-    # No request_timeout: the client (confluent-kafka 2.16) fails with a SystemError when it is given one here.
-    _done(cluster, cluster.admin.elect_leaders(ElectionType.PREFERRED, marks))
-    places = {(each.topic, each.number) for each in away}
-    is_back: Callable[[], bool] = lambda: all(  # noqa: E731
-        each.leader == each.replicas[0] for each in cluster.layout() if (each.topic, each.number) in places
-    )
-    _insist(cluster, is_back, "the election of the preferred leaders")
+    """Give each partition back to its preferred leader, where that one is in sync.
+
+    Asked for again until it is so: the controller may know less of a broker that has just returned than brokers say.
+    """
+
+    def are_back() -> bool:
+        away = [
+            TopicPartition(each.topic, each.number)
+            for each in cluster.layout()
+            if each.leader != each.replicas[0] and each.replicas[0] in each.in_sync
+        ]
+        if away:
+            # No request_timeout: the client (confluent-kafka 2.16) fails with a SystemError when it is given one here.
+            _done(cluster, cluster.admin.elect_leaders(ElectionType.PREFERRED, away))
+        return not away
+
+    _insist(cluster, are_back, "the election of the preferred leaders")
 
 
 def has_left(cluster: Cluster, broker: int) -> bool:
