@@ -192,12 +192,15 @@ def forget_old(home: Home, kept: int = KEPT) -> int:
 
 
 def _read(path: Path) -> Run | None:
+    """None also for a folder that is not its run's own: a copy, or one whose run.json leads somewhere else."""
     try:
         said = json.loads(path.read_text())
+        if said["name"] != path.parent.name:
+            return None
         asked = said["workload"]
         tuning = Tuning(**asked.get("tuning", {}))  # runs of before it was noted had none
         workload = Workload(**{**asked, "load": Load(asked["load"]), "tuning": tuning})
         kinds = {"profiler": Profiler(said["profiler"]), "status": Status(said["status"]), "workload": workload}
         return Run(**{**said, **kinds})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -390,6 +391,32 @@ def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
         runs.write(home, replace(run(), name=name))
     assert runs.forget_old(home, kept=2) == 2
     assert [each.name for each in runs.listed(home)] == ["c", "d"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../victim", "a", 7])
+def test_a_run_that_names_another_folder_is_no_run_and_deletes_none(tmp_path: Path, name: Any) -> None:
+    home = Home(tmp_path / "home").open()
+    (tmp_path / "victim").mkdir()
+    for each in "abc":
+        runs.write(home, replace(run(), name=each))
+    said = json.loads((runs.root(home) / "a" / runs.META).read_text())
+    (runs.root(home) / "a-copy").mkdir()
+    (runs.root(home) / "a-copy" / runs.META).write_text(json.dumps(said | {"name": name}))
+    assert [each.name for each in runs.listed(home)] == ["a", "b", "c"]
+    assert runs.found(home, "a").name == "a"
+    assert runs.forget_old(home, kept=3) == 0
+    assert (tmp_path / "victim").exists()
+    assert (runs.root(home) / "a-copy").exists()
+
+
+@pytest.mark.parametrize("damage", [{"workload": []}, {"workload": {"load": "backlog", "tuning": 7}}, {"status": "so"}])
+def test_a_run_whose_file_is_damaged_is_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
+    home = Home(tmp_path / "home").open()
+    for each in "ab":
+        runs.write(home, replace(run(), name=each))
+    path = runs.root(home) / "a" / runs.META
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    assert [each.name for each in runs.listed(home)] == ["b"]
 
 
 def test_a_workload_is_set_in_words_and_refused_in_words() -> None:
