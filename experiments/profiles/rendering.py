@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
@@ -269,8 +270,8 @@ def _heading(run: Run) -> Panel:
         f"{number(run.cpu_us_per_record)} µs of processor a record; at most {number(run.peak_rss_mb)} MB resident",
     ]
     if run.reason:
-        lines.append(f"[yellow]{run.reason}[/]")
-    lines += [f"[yellow]disturbed: {each}[/]" for each in run.provenance.get("contention", [])]
+        lines.append(f"[yellow]{escape(run.reason)}[/]")  # a role's own last words: they may have brackets
+    lines += [f"[yellow]disturbed: {escape(each)}[/]" for each in run.provenance.get("contention", [])]
     return Panel("\n".join(lines), title=run.name, subtitle=Text(str(run.status), style=_STATUS[run.status]))
 
 

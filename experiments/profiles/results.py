@@ -13,6 +13,7 @@ import polars as pl
 from experiments.profiles import calls, patterns, pictures, scalene_report
 from experiments.profiles.runs import Profiler, Run
 from streaming import turns
+from streaming.errors import DataError
 from streaming.turns import SUFFIX
 
 LINES: Final = "lines.parquet"
@@ -73,6 +74,12 @@ def loop_turns(folder: Path) -> pl.DataFrame:
 
 
 def read(folder: Path, name: str) -> pl.DataFrame | None:
-    """A table of the run; None when this profiler gives no such table, or the run left nothing."""
+    """A table of the run; None when this profiler gives no such table, or the run left nothing.
+
+    DataError when there is one and it can't be read.
+    """
     path = folder / name
-    return pl.read_parquet(path) if path.exists() else None
+    try:
+        return pl.read_parquet(path) if path.exists() else None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}): delete the run's folder") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+from rich.console import Console
 
 from experiments import provenance, verdicts
 from experiments.profiles import (
@@ -37,7 +39,7 @@ from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
 from experiments.profiles.scenarios import SCENARIOS
 from experiments.profiles.stage import insist
 from streaming.codecs.json import JsonCodec
-from streaming.errors import UsageError
+from streaming.errors import DataError, UsageError
 from streaming.home import Home
 from streaming.lab import BROKERS
 from streaming.progress import Progress
@@ -417,6 +419,19 @@ def test_a_run_whose_file_is_damaged_is_left_out(tmp_path: Path, damage: dict[st
     path = runs.root(home) / "a" / runs.META
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     assert [each.name for each in runs.listed(home)] == ["b"]
+
+
+def test_a_damaged_table_is_named_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / results.LINES).write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=results.LINES):
+        results.read(tmp_path, results.LINES)
+
+
+def test_why_a_run_failed_is_shown_as_it_was_said(tmp_path: Path) -> None:
+    failed = replace(run(), status=Status.FAILED, reason="could not read [/etc/hosts] [bold]", provenance={})
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(rendering.view(failed, tmp_path))
+    assert "could not read [/etc/hosts] [bold]" in console.export_text()
 
 
 def test_a_workload_is_set_in_words_and_refused_in_words() -> None:
