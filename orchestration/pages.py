@@ -1,7 +1,7 @@
 """`python -m orchestration.pages`: the profiles' reports and figures for a browser, linked from Dagster.
 
-Invariant: loopback only, and read only: what is served are the files in SERVED of complete runs' folders, and a list of
-them. A request names a run and a file and never a path, so nothing else of the home can be reached.
+Invariant: loopback only, and read only: what is served are the files in SERVED of runs' folders, and a list of them. A
+request names a run and a file and never a path, so nothing else of the home can be reached.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class _Pages(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(size))
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # no page elsewhere learns what there is
         self.end_headers()
 
 
@@ -94,7 +96,9 @@ def _overview(home: Home) -> str:
 def _rows(home: Home) -> Iterator[str]:
     for run in reversed(runs.listed(home)):
         folder = runs.folder_of(home, run)
-        links = " ".join(f'<a href="/{run.name}/{file}">{file}</a>' for file in SERVED if (folder / file).is_file())
+        links = " ".join(
+            f'<a href="/{escape(run.name)}/{file}">{file}</a>' for file in SERVED if (folder / file).is_file()
+        )
         cells = (run.began[:16], run.role, run.broker, run.profiler, run.status)
         if links:
             yield "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + f"<td>{links}</td></tr>"

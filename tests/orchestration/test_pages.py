@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,24 @@ def test_nothing_else_of_the_home_can_be_reached(port: int, path: str) -> None:
     status, body, _ = ask(port, path)
     assert status == 404
     assert SECRET not in body
+
+
+def test_a_page_elsewhere_can_neither_frame_nor_embed_what_is_served(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", f"/{NAME}/report.html")
+    answer = connection.getresponse()
+    assert answer.getheader("X-Frame-Options") == "DENY"
+    assert answer.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+    connection.close()
+
+
+def test_a_folders_name_is_no_html_in_the_list(port: int, home: Home) -> None:
+    name = '2026"><script>'
+    [known] = runs.listed(home)
+    (runs.write(home, replace(known, name=name)) / "report.html").write_bytes(REPORT)
+    status, overview, _ = ask(port, "/")
+    assert status == 200
+    assert b"<script>" not in overview
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
