@@ -7,6 +7,7 @@ gone, or closing it says what is left. The codecs alone need no broker: their st
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -191,8 +192,10 @@ def insist(subject: str, broker: str, workload: Workload) -> None:
         raise UsageError(f"--broker {broker}: profiles run on {', '.join(BROKERS)}")
     if workload.messages is None and workload.seconds is None:
         raise UsageError("a profile needs an end: messages, or seconds")
-    if workload.rate_hz <= 0 or workload.vehicles < 1:
+    if not (0 < workload.rate_hz < math.inf and workload.vehicles >= 1):  # nan is not above 0 either
         raise UsageError(f"rate_hz {workload.rate_hz:g}, vehicles {workload.vehicles}: both above 0")
+    if workload.seconds is not None and not 0 < workload.seconds < math.inf:
+        raise UsageError(f"{workload.seconds:g} seconds: above 0, and an end")
     if workload.codec not in CODECS:
         raise UsageError(f"codec {workload.codec}: there is {', '.join(CODECS)}")
     workload.tuning.insist()

@@ -442,6 +442,11 @@ def test_a_workload_is_set_in_words_and_refused_in_words() -> None:
         Workload().changed({"rate": "5"})
     with pytest.raises(UsageError, match="backlog, steady, burst"):
         Workload().changed({"load": "heavy"})
+    for endless in ("nan", "inf", "-1"):
+        with pytest.raises(UsageError, match="above 0"):
+            insist("positions-parquet", "kafka", Workload().changed({"rate_hz": endless}))
+        with pytest.raises(UsageError, match="above 0"):
+            insist("positions-parquet", "kafka", Workload(messages=None, seconds=float(endless)))
     with pytest.raises(UsageError, match="kafka"):
         insist("positions-parquet", "pigeon", Workload())
     with pytest.raises(UsageError, match="codecs"):
