@@ -173,7 +173,9 @@ def found(home: Home, name: str, *, role: str | None = None, holding: Sequence[s
         matching = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(matching) == 1:
         return matching[0]
-    known = ", ".join(run.name for run in (matching or runs)[-5:]) or "none yet: streamgauge profile run ROLE"
+    if not runs:
+        raise UsageError(f"no runs{f' of {role}' if role else ''} yet: streamgauge profile run {role or 'ROLE'}")
+    known = ", ".join(run.name for run in (matching or runs)[-5:])
     says = "fits several runs" if matching else "is no run, and no role that was profiled"
     raise UsageError(f"{name!r} {says}; the newest: {known}")
 

@@ -115,13 +115,14 @@ def list_runs(
 
     from experiments.profiles import rendering, runs
 
+    _insist_on_role(role)
     found = [each for each in runs.listed(home_of(home)) if role in {None, each.role}]
     if as_json:
         print_json([{**asdict(each), "cpu_us_per_record": each.cpu_us_per_record} for each in found])
     elif found:
         _print(rendering.listing(found))
     else:
-        typer.echo("no runs yet: streamgauge profile run ROLE")
+        typer.echo(f"no runs{f' of {role}' if role else ''} yet: streamgauge profile run {role or 'ROLE'}")
 
 
 @app.command()
@@ -141,6 +142,10 @@ def view(
     from experiments.profiles import rendering, results, runs
     from experiments.profiles.scalene_report import HTML
 
+    _insist_on_role(role)
+    ways = {"--html": html, "--cli": cli, "--snakeviz": snakeviz, "--figure": figure, "--json": as_json}
+    if len(asked := [way for way, is_asked in ways.items() if is_asked]) > 1:
+        raise UsageError(f"{' and '.join(asked)}: one of them at a time")
     opened = home_of(home)
     files = ((HTML, html), (results.SCALENE_JSON, cli), ("main.prof", snakeviz), (results.FIGURE, figure))
     chosen = runs.found(opened, name, role=role, holding=[file for file, is_asked in files if is_asked])
@@ -254,6 +259,11 @@ def _activities(home: Any, run: Any) -> Any:
     return patterns.SHARES.to_frame() if table is None else table
 
 
+def _insist_on_role(name: str | None) -> None:
+    if name is not None and name not in ROLES and name != CODECS:
+        raise UsageError(f"--role {name}: there is {', '.join(ROLES)}, {CODECS}")
+
+
 def _print(shown: Any) -> None:
     """At the terminal's width; a pipe gets one at which little is cut."""
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(shown)
@@ -335,7 +345,7 @@ def _exit_as(found: list[Any]) -> None:
 def _open_page(folder: Path) -> None:
     from experiments.profiles.scalene_report import HTML
 
-    page = _existing(folder / HTML, "--html shows scalene's page, and this run has none; look at it with --snakeviz")
+    page = _existing(folder / HTML, "--html shows scalene's page, and this run has none")
     typer.echo(page)
     if not webbrowser.open(page.as_uri()):
         typer.echo("there is no browser here: open the file yourself", err=True)

@@ -132,3 +132,18 @@ def test_a_run_that_there_is_not_is_refused_with_the_names_of_those_that_there_a
     done = call("view", "positions-parquet", home=home)
     assert done.returncode == 2
     assert listed(home)["none"] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["list", "--role", "nobody"], "--role nobody"),
+        (["view", "--role", "nobody"], "--role nobody"),
+        (["view", "latest", "--html", "--cli"], "one of them at a time"),
+        (["view"], "no runs yet"),
+    ],
+)
+def test_what_can_not_be_shown_is_refused_in_words(tmp_path: Path, words: list[str], says: str) -> None:
+    done = call(*words, home=tmp_path / "home")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr

@@ -385,6 +385,8 @@ def test_a_run_is_found_by_its_name_its_beginning_or_as_the_latest(tmp_path: Pat
     with pytest.raises(UsageError, match="is no run"):
         runs.found(home, "2027")
     assert runs.found(home, "latest") == replace(run(), name="20260102-c"), "what was written is read"
+    with pytest.raises(UsageError, match=r"^no runs of codecs yet: streamgauge profile run codecs$"):
+        runs.found(home, "latest", role="codecs")
 
 
 def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
