@@ -45,8 +45,10 @@ class Progress:
     started_at: float = field(default_factory=time.time)
     turns: Turns | None = None
     loop_s: float | None = None  # how long the loop took, when it is over
+    loop_waited_s: float | None = None  # how much of that was waiting; `waited_s` is the whole process's
     _began: float = field(default=0.0, repr=False)
     _loop_began: float = field(default=0.0, repr=False)
+    _waited_before: float = field(default=0.0, repr=False)
     _written_at: float = field(default=0.0, repr=False)
     _written_records: int = field(default=0, repr=False)
     _rate_hz: float = field(default=0.0, repr=False)
@@ -86,7 +88,7 @@ class Progress:
 
     def begins(self) -> None:
         """The loop begins."""
-        self._loop_began = self.clock()
+        self._loop_began, self._waited_before = self.clock(), self.waited_s
         if self.turns is not None:
             self.turns.begin(self.waited_s, self.records)
 
@@ -94,6 +96,7 @@ class Progress:
         """The loop is over."""
         if self.turns is not None:
             self.turns.end(self.waited_s, self.records)  # what came after the last tick
+        self.loop_waited_s = self.waited_s - self._waited_before
         self.loop_s = self.clock() - self._loop_began  # not by the turns' clock: they are held against it
 
     def tick(self) -> None:
@@ -128,6 +131,7 @@ class Progress:
             "waited_s": round(self.waited_s, 3),
             "worked_s": round(self.clock() - self._began - self.waited_s, 3),
             "loop_s": self.loop_s,
+            "loop_waited_s": self.loop_waited_s,
             "last_commit_at": self.last_commit_at,
             "started_at": self.started_at,
             "written_at": time.time(),

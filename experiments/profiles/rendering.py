@@ -32,10 +32,10 @@ def listing(found: list[Run]) -> Table:
     """All runs, the newest at the end, where the eye is."""
     table = Table(title="profile runs")
     words = {"run", "broker", "status"}  # the run's name says role and profiler
-    for name in ("run", "broker", "records", "seconds", "CPU s", "waiting", "CPU µs a record", "status"):
+    for name in ("run", "broker", "records", "seconds", "CPU s", "main waits", "CPU µs a record", "status"):
         table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
     for run in found:
-        waiting = f"{run.waited_s / run.loop_s:.0%}" if run.loop_s and run.waited_s is not None else ""
+        waiting = f"{run.waiting:.0%}" if run.waiting is not None else ""
         table.add_row(
             run.name,
             run.broker,
@@ -262,7 +262,7 @@ def ratio(one: float | None, other: float | None) -> str:
 
 
 def _heading(run: Run) -> Panel:
-    waits = f", {run.waited_s / run.loop_s:.0%} of its loop waiting" if run.loop_s and run.waited_s is not None else ""
+    waits = f", {run.waiting:.0%} of its main loop waiting" if run.waiting is not None else ""
     seconds = f"{number(run.wall_s)} s of which {number(run.cpu_s)} s on the processor"
     lines = [
         f"[bold]{run.role}[/] on {run.broker}, under {run.profiler}: {run.workload.says}",

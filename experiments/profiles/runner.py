@@ -255,7 +255,7 @@ def _finished(run: Run, made: Stage, folder: Path, ending: _Ending) -> Run:
         cpu_s=facts.get("cpu_s"),
         peak_rss_mb=facts["peak_rss_bytes"] / 1e6 if facts else None,
         loop_s=progress.get("loop_s"),
-        waited_s=progress.get("waited_s"),
+        waited_s=progress.get("loop_waited_s"),
     )
 
 

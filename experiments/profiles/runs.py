@@ -111,7 +111,7 @@ class Run:
     wall_s: float | None = None  # of the process under the profiler, imports excluded
     cpu_s: float | None = None
     loop_s: float | None = None
-    waited_s: float | None = None
+    waited_s: float | None = None  # of loop_s; of a sink the polling loop's, which also waits for the writing one
     peak_rss_mb: float | None = None
     scenario: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +125,11 @@ class Run:
     def rate_hz(self) -> float | None:
         """Records a second of the loop."""
         return self.records / self.loop_s if self.loop_s else None
+
+    @property
+    def waiting(self) -> float | None:
+        """How much of its main loop's time went by waiting."""
+        return self.waited_s / self.loop_s if self.loop_s and self.waited_s is not None else None
 
 
 def root(home: Home) -> Path:

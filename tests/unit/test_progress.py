@@ -54,3 +54,15 @@ def test_ticks_within_a_second_write_nothing(tmp_path: Path) -> None:
     clock.now += 0.9
     progress.tick()
     assert not path.exists()
+
+
+def test_what_was_waited_before_and_after_the_loop_is_not_the_loops(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "role.json"
+    progress = Progress("role", path, clock)
+    for step in (lambda: None, progress.begins, lambda: None, progress.ends, lambda: None):
+        step()
+        with progress.waiting():
+            clock.now += 2
+    progress.write()
+    says = json.loads(path.read_text())
+    assert (says["loop_s"], says["loop_waited_s"], says["waited_s"]) == (4, 4, 10)
