@@ -7,6 +7,7 @@ and the machine, and says what disturbed them.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from experiments.profiles.corners import At
 from experiments.profiles.hotspots import Gain
 from experiments.profiles.leaders import Leader
 from experiments.profiles.runner import Request, brokers, profile
-from experiments.profiles.runs import Profiler, Run, Status
+from experiments.profiles.runs import Profiler, Run, Status, Workload
 from experiments.profiles.scenarios import SCENARIOS, Scenario
 from streaming.errors import StreamgaugeError
 from streaming.home import PROJECT_ROOT, Home
@@ -53,15 +54,18 @@ Work of one turn of the loop, waiting apart: a turn sends a block, or takes in a
 `sink` thread decodes and writes; a transformer's turn is a transaction). Waiting is what goes by in calls that poll,
 confirm or commit at the broker, and until something is due; what the client computes in them is waiting too. A run is
 a process of its own on new topics, with 100,000 positions; the interval is a bootstrap over runs. p99 is given from 100
-turns on. A reasonable number of runs follows from these runs' deviation: as many as make the interval ±5 % of the mean,
-at least ten."""
+turns on. A turn counts when it took in records; *work µs a record* has the work of all turns. A reasonable number of
+runs follows from these runs' deviation: as many as make the interval ±5 % of the mean, at least ten; 100 means a
+hundred or more."""
 _SCENES: Final = """\
-Each configuration once under cProfile. *Waiting* is the share of all threads' time; what dominates is of the work.
-Names come from rules over our own functions (`experiments/profiles/patterns.py`). A profile that is mostly waiting is
-flagged: its shares of work are of little time."""
+Each configuration once under cProfile, so *CPU µs a record* has the profiler's own cost in it, and no deviation: a
+small difference between two lines says nothing. *Waiting* is the share of all threads' time; what dominates is of the
+work. Names come from rules over our own functions (`experiments/profiles/patterns.py`). A profile that is mostly
+waiting is flagged: its shares of work are of little time."""
 _RABBITS: Final = """\
-The same backlog on one RabbitMQ node (queues; streams), under cProfile. Its node is not replicated and Kafka's topics
-are, three times: a line here beside one above compares what *our* process does for a record, not the brokers."""
+The same backlog (for the sink with a small prefetch a fifth of it) on one RabbitMQ node (queues; streams), under
+cProfile. Its node is not replicated and Kafka's topics are, three times: a line here beside one above compares what
+*our* process does for a record, not the brokers."""
 _CALLS: Final = """\
 Of all threads, frames that only lead to the role left out. Times are the clock's, so calls that wait lead; the call
 that *works* longest is named beside."""
@@ -72,12 +76,16 @@ two differ, the reason is the first that holds of: chance (scalene's samples are
 (by cProfile they are within 10 % of the work), cProfile's own cost of calls (as measured here), thread (cProfile's top
 function works beside the main thread, the only one in which Python handles the signals by which scalene looks: it finds
 the others where they happen to let the main one run). cProfile counts the clock, scalene samples every 10 ms."""
+_LINES: Final = """\
+Shares of all samples; memory in MB, by line. The processor time of a record is that of a run under scalene, several
+times an undisturbed run's. The hottest lines that are work:"""
 _PICTURES: Final = """\
 An icicle is read from the top: each row is called by the row above it, width is time, colour is the activity, grey is
 waiting. cProfile keeps pairs of caller and callee, so widths below a function that several call are estimates."""
 _SIDES: Final = f"""\
-Former and present way in turns in one process, 20,000 records a time, {hotspots.ROUNDS} rounds, milliseconds of
-processor time (median and 95 % interval). Both give the same result, which is checked before they are timed."""
+The place alone, not the whole role: former and present way in turns in one process, 20,000 records a time,
+{hotspots.ROUNDS} rounds, milliseconds of processor time (median and 95 % interval). Both give the same result, which
+is checked before they are timed."""
 _SHARED: Final = """\
 Seconds of the clock are therefore larger than on a quiet machine; processor time and shares of work suffer least, and
 are what is judged here. Waiting for a processor counts as work or as waiting, wherever it befell."""
@@ -139,9 +147,10 @@ def _measure_on(
 def collected(home: Home) -> Found:
     """What lies in the home, also of a broken-off call: each scenario's and role's newest run, every timed one."""
     kept = [run for run in runs.listed(home) if run.status is not Status.RUNNING]
-    timed = [run for run in kept if run.scenario == "timing" and run.role in TIMED]
+    usual = [run for run in kept if run.workload == Workload()]  # as measure() asks: what a user tried is another thing
+    timed = [run for run in usual if run.scenario == "timing" and run.role in TIMED]
     by_scenario = {(run.broker, run.scenario): run for run in kept if scenarios.of(run)}
-    scalened = {(run.broker, run.role): run for run in kept if run.profiler is Profiler.SCALENE}
+    scalened = {(run.broker, run.role): run for run in usual if run.profiler is Profiler.SCALENE}
     return Found(
         [by_scenario[key] for key in product(BROKERS, (each.name for each in SCENARIOS)) if key in by_scenario],
         [scalened[key] for key in product(BROKERS, SCALENED) if key in scalened],
@@ -210,6 +219,7 @@ def _head(found: Found) -> str:
     first = (found.timed or found.scenarios)[0]
     machine, versions = first.provenance["machine"], first.provenance["versions"]
     everyone = [*found.timed, *found.scenarios, *found.scalene]
+    codes = dict.fromkeys(re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", run.provenance["code"]) for run in everyone)
     failed = [run.name for run in everyone if run.status is not Status.COMPLETE]
     where = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
@@ -222,7 +232,7 @@ def _head(found: Found) -> str:
             "",
             "*Generated by `make performance` from the tables of its runs; not edited by hand.*",
             "",
-            f"{len(everyone)} runs from {first.began[:16]} UTC on, code {first.provenance['code'][:12]}. {where}",
+            f"{len(everyone)} runs from {first.began[:16]} UTC on, code {', '.join(codes)}. {where}",
             "",
             _busy(everyone, machine["cores"]),
             "",
@@ -253,8 +263,8 @@ def _loops(home: Home, found: Found) -> str:
     shortest_ms = min(each.median_ms for each in rows)
     gaps = [each.worst_gap for each in rows if each.worst_gap is not None]
     says = (
-        f"Work and waiting of all turns add up to the loop's wall time within {max(gaps):.2%} in the worst run. "
-        f"The instrument costs {cost_us:.2f} µs a turn: {cost_us / 10 / shortest_ms:.3f} % of the shortest median turn."
+        f"Work and waiting of a `main` loop's turns add up to its wall time within {max(gaps):.2%} in the worst run. "
+        f"The instrument costs {cost_us:.2f} µs a turn: {cost_us / 10 / shortest_ms:.2g} % of the shortest median turn."
     )
     shown = timing.table(rows).select(
         pl.Series("broker", [broker for broker, _ in placed]),
@@ -368,7 +378,7 @@ def _scalene(home: Home, found: Found) -> str:
     parts = [
         "## What scalene sees",
         "",
-        "Shares of all samples; memory in MB, by line. The hottest lines that are work:",
+        _LINES,
     ]
     for run in found.scalene:
         folder = runs.folder_of(home, run)

@@ -27,6 +27,7 @@ from streaming.turns import Turns
 RUNS: Final = 10
 PRECISION: Final = 0.05  # half the interval's width that is wanted, of the mean
 MOST_RUNS: Final = 100
+INSTRUMENT_ROUNDS: Final = 21
 ENOUGH_TURNS: Final = 100  # for a p99: at least one turn lies beyond it
 _Z: Final = 1.959964
 PER_RUN: Final = pl.Schema(
@@ -100,14 +101,19 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return bootstrap(np.asarray(values, dtype=np.float64), lambda samples: samples.mean(axis=1))
 
 
-def instrument_cost_us(turns: int = 20_000) -> float:
-    """What keeping a turn costs: microseconds of processor time a turn, over doing the same without it."""
+def instrument_cost_us(turns: int = 42_000) -> float:
+    """What keeping a turn costs: microseconds of processor time a turn, over doing the same without it.
+
+    Both in turns and the median of their differences: what disturbs one of them for a while must not make it 0.
+    """
+    share = max(turns // INSTRUMENT_ROUNDS, 1)
     with tempfile.TemporaryDirectory() as folder:
-        kept = min(
-            _cost_s(Progress("instrument", turns=Turns(Path(folder) / "instrument.turns")), turns) for _ in "123"
-        )
-        bare = min(_cost_s(Progress("instrument"), turns) for _ in "123")
-    return 1e6 * max(kept - bare, 0.0) / turns
+        path = Path(folder) / "instrument.turns"
+        extra_s = [
+            _cost_s(Progress("instrument", turns=Turns(path)), share) - _cost_s(Progress("instrument"), share)
+            for _ in range(INSTRUMENT_ROUNDS)
+        ]
+    return 1e6 * max(float(np.median(extra_s)), 0.0) / share
 
 
 def says(timing: Timing) -> str:

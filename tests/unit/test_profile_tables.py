@@ -249,7 +249,7 @@ def test_the_number_of_runs_follows_from_their_deviation() -> None:
 
 
 def test_keeping_a_turn_costs_microseconds() -> None:
-    assert 0.0 <= timing.instrument_cost_us(5_000) < 100.0  # 0: less than the machine's own noise
+    assert 0.0 < timing.instrument_cost_us() < 100.0, "three numbers and two looks at the clock cost something"
 
 
 def test_loops_are_timed_over_runs(tmp_path: Path) -> None:
@@ -299,6 +299,12 @@ def test_the_page_tells_the_brokers_apart_and_says_how_busy_the_machine_was(
     places = ["positions-parquet", *(f"positions-parquet on {broker}" for broker in BROKERS[1:])]
     assert re.findall(r"^\| (positions-\S+(?: on \S+)?) \| `streaming/codecs/json", agreed, re.MULTILINE) == places
     assert performance.collected(home) == found
+    for own in (
+        replace(run(), name="own-timing", profiler=Profiler.NONE, scenario="timing", workload=Workload(messages=7)),
+        replace(run(), name="own-scalene", profiler=Profiler.SCALENE, workload=Workload(codec="avro")),
+    ):
+        runs.write(home, own)
+    assert performance.collected(home) == found, "what a user has tried beside it is not on the page"
 
 
 def on_a_machine(load: float) -> dict[str, Any]:
