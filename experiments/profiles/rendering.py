@@ -20,6 +20,7 @@ from rich.text import Text
 
 from experiments.profiles import calls, patterns, results
 from experiments.profiles.runs import Run, Status
+from experiments.profiles.timing import ENOUGH_TURNS
 
 BAR: Final = 24
 SHOWN: Final = 15
@@ -134,7 +135,7 @@ def loops(turns: pl.DataFrame) -> Table:
             f"{of['wait_s'].sum():.2f}",
             f"{of['work_s'].sum():.2f}",
             number(float(np.median(work))),
-            number(float(np.quantile(work, 0.99))),
+            number(float(np.quantile(work, 0.99)) if len(work) >= ENOUGH_TURNS else None),
         )
     return table
 

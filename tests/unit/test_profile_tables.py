@@ -435,6 +435,13 @@ def test_a_damaged_table_is_named_and_no_traceback(tmp_path: Path) -> None:
         results.read(tmp_path, results.LINES)
 
 
+@pytest.mark.parametrize(("turns", "p99"), [(99, ""), (100, "5")])
+def test_a_p99_of_too_few_turns_is_not_shown(turns: int, p99: str) -> None:
+    rows = [("main", turn, 0.0, 0.005, 1) for turn in range(turns)]
+    table = rendering.loops(pl.DataFrame(rows, schema=results.TURNS_SCHEMA, orient="row"))
+    assert list(table.columns[-1].cells) == [p99]
+
+
 def test_why_a_run_failed_is_shown_as_it_was_said(tmp_path: Path) -> None:
     failed = replace(run(), status=Status.FAILED, reason="could not read [/etc/hosts] [bold]", provenance={})
     console = Console(width=160, record=True, file=io.StringIO())
