@@ -25,7 +25,7 @@ from streaming.cluster.rabbitmq import Credentials, DisposableRabbitMQ, address_
 from streaming.errors import BrokerUnavailable
 from streaming.home import Home
 from streaming.interfaces import Publisher, Transport
-from streaming.lab import KAFKA, QUEUES, Lab
+from streaming.lab import KAFKA, QUEUES, RABBITMQ_STREAMS, Lab
 from streaming.topology import ROLES, Role, Stream
 from streaming.transports.kafka import KafkaTransport
 from streaming.transports.kafka.settings import ADMIN, PRODUCER
@@ -34,6 +34,7 @@ from streaming.transports.rabbitmq.streams import RabbitStreams
 
 ADMIN_S: Final = 20.0
 FILL_S: Final = 120.0
+FILL_RATE_HZ: Final = {KAFKA: 200_000, QUEUES: 20_000, RABBITMQ_STREAMS: 200_000}  # about, on two cores
 _LOOK_S: Final = 0.1  # how long a sender waits before it asks whether to give up
 _PIECE: Final = 2_000
 _UNCONFIRMED: Final = 2_000  # and a piece: less than the queues' publisher lets be outstanding
@@ -106,8 +107,8 @@ class KafkaCorner:
 
     @property
     def fill_rate_hz(self) -> int:
-        """As measured with replication 3 on two cores."""
-        return 200_000
+        """As measured with replication 3."""
+        return FILL_RATE_HZ[KAFKA]
 
     def lab(self, workload: Workload, home: Home) -> Lab:  # noqa: ARG002 - no secrets
         """See Corner."""
@@ -184,7 +185,7 @@ class RabbitCorner:
     @property
     def fill_rate_hz(self) -> int:
         """Queues take confirmed messages one frame each."""
-        return 20_000 if self.broker == QUEUES else 200_000
+        return FILL_RATE_HZ[self.broker]
 
     def lab(self, workload: Workload, home: Home) -> Lab:
         """See Corner."""

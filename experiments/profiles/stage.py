@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 
 from experiments.profiles import alone, inputs, runs
-from experiments.profiles.corners import At, Corner, corner
+from experiments.profiles.corners import FILL_RATE_HZ, At, Corner, corner
 from experiments.profiles.runs import Load, Workload
 from streaming import lab as labs
 from streaming.codecs import CODECS
@@ -46,6 +46,7 @@ TUNABLE: Final[Mapping[str, tuple[Collection[str], Collection[RoleKind]]]] = {  
 }
 BURST_EVERY_S: Final = 2.0
 FEED_EVERY_S: Final = 0.05
+MOST_MADE: Final = 10_000_000  # records that wait in this process's memory, nearly a kilobyte each while they are made
 
 
 def broker_of(subject: str, asked: str) -> str:
@@ -95,12 +96,7 @@ class Stage:
     @property
     def records_at_most(self) -> int:
         """How many records the role is given."""
-        work = self.workload
-        if work.messages is not None:
-            return work.messages
-        assert work.seconds is not None  # noqa: S101 - one of them ends the run: insist() sees to it
-        fastest_hz = self.corner.fill_rate_hz if self.corner else 0
-        return round(work.seconds * (work.rate_hz if work.load is not Load.BACKLOG else fastest_hz))
+        return _records_at_most(self.workload, self.corner.fill_rate_hz if self.corner else 0)
 
     def begin_feeding(self) -> None:
         """Send the load at its rate, on a thread of this process, until the stage is closed."""
@@ -158,6 +154,13 @@ class Stage:
             self.fault = error
 
 
+def _records_at_most(work: Workload, fastest_hz: float) -> int:
+    if work.messages is not None:
+        return work.messages
+    assert work.seconds is not None  # noqa: S101 - one of them ends the run: insist() sees to it
+    return round(work.seconds * (work.rate_hz if work.load is not Load.BACKLOG else fastest_hz))
+
+
 @contextlib.contextmanager
 def stage(
     home: Home, subject: str, broker: str, workload: Workload, at: At | None, name: str, stop: threading.Event
@@ -198,6 +201,7 @@ def insist(subject: str, broker: str, workload: Workload) -> None:
         raise UsageError(f"{workload.seconds:g} seconds: above 0, and an end")
     if workload.codec not in CODECS:
         raise UsageError(f"codec {workload.codec}: there is {', '.join(CODECS)}")
+    _insist_on_room(subject, broker, workload)
     workload.tuning.insist()
     if misplaced := [name for name in workload.tuning.given if not matters(name, subject, broker)]:
         raise UsageError(f"{', '.join(misplaced)}: of no consequence for {subject} on {broker}")
@@ -205,6 +209,17 @@ def insist(subject: str, broker: str, workload: Workload) -> None:
         raise UsageError("the codecs alone have no load: they go as fast as they can")
     if subject in ROLES and ROLES[subject].kind is RoleKind.GENERATOR and workload.load is Load.BURST:
         raise UsageError(f"{subject} makes its own load: backlog (as fast as it can) or steady, no burst")
+
+
+def _insist_on_room(subject: str, broker: str, workload: Workload) -> None:
+    if subject not in ROLES or not ROLES[subject].reads:
+        return
+    made = _records_at_most(workload, FILL_RATE_HZ[broker])
+    if made > MOST_MADE:
+        raise UsageError(
+            f"{subject} would be given {made:,} records, made ahead in memory: {MOST_MADE:,} at most; "
+            "ask for fewer messages or seconds, or for a load with a rate (--set load=steady)"
+        )
 
 
 def matters(setting: str, subject: str, broker: str) -> bool:

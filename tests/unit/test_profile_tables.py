@@ -462,6 +462,10 @@ def test_a_workload_is_set_in_words_and_refused_in_words() -> None:
             insist("positions-parquet", "kafka", Workload().changed({"rate_hz": endless}))
         with pytest.raises(UsageError, match="above 0"):
             insist("positions-parquet", "kafka", Workload(messages=None, seconds=float(endless)))
+    with pytest.raises(UsageError, match="120,000,000 records"):
+        insist("positions-parquet", "kafka", Workload(messages=None, seconds=600.0))
+    insist("positions-parquet", "kafka", Workload(messages=None, seconds=600.0, load=Load.STEADY, rate_hz=500.0))
+    insist("positions-generator", "kafka", Workload(messages=None, seconds=600.0))
     with pytest.raises(UsageError, match="kafka"):
         insist("positions-parquet", "pigeon", Workload())
     with pytest.raises(UsageError, match="codecs"):
