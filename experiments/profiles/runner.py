@@ -27,7 +27,7 @@ from experiments.profiles import hosted, runs
 from experiments.profiles.alone import CODECS
 from experiments.profiles.corners import At
 from experiments.profiles.results import build
-from experiments.profiles.runs import Profiler, Run, Status, Workload
+from experiments.profiles.runs import Load, Profiler, Run, Status, Workload
 from experiments.profiles.stage import NO_BROKER, Stage, insist, possible, stage
 from streaming.cluster import tether
 from streaming.cluster.kafka import DisposableCluster
@@ -41,7 +41,7 @@ SCALENE_JSON: Final = "scalene.json"
 LOG: Final = "role.log"
 JOB: Final = "job.json"
 STARTING_S: Final = 120.0  # imports under a profiler on a busy machine
-PATIENCE_S: Final = 600.0  # for a workload that is a number of messages
+PATIENCE_S: Final = 600.0  # for a workload that is a number of messages, beside the time in which they come
 ENDING_S: Final = 90.0  # flush, commit, write the profile
 _LOOK_S: Final = 0.1
 
@@ -206,7 +206,7 @@ def _watched(process: subprocess.Popen[bytes], made: Stage, folder: Path, stop: 
         stop.wait(_LOOK_S)
     say(f"{made.role.name if made.role else CODECS}: runs")
     made.begin_feeding()
-    deadline = time.monotonic() + (made.workload.seconds or PATIENCE_S) + ENDING_S
+    deadline = time.monotonic() + _patience_s(made.workload) + ENDING_S
     while process.poll() is None:
         if made.fault is not None:
             raise made.fault
@@ -216,6 +216,14 @@ def _watched(process: subprocess.Popen[bytes], made: Stage, folder: Path, stop: 
             break
         stop.wait(_LOOK_S)
     return _Ending(process.wait(), reason)
+
+
+def _patience_s(workload: Workload) -> float:
+    """How long the role's work may take: as asked, or enough for so many messages, which may come at a rate."""
+    if workload.seconds is not None:
+        return workload.seconds
+    is_paced = workload.load is not Load.BACKLOG
+    return PATIENCE_S + ((workload.messages or 0) / workload.rate_hz if is_paced else 0.0)
 
 
 def _tell(pid: int, process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from experiments.profiles import alone, corners, runner, runs, stage
 from experiments.profiles.runner import Request, profile
-from experiments.profiles.runs import Profiler, Status, Workload
+from experiments.profiles.runs import Load, Profiler, Status, Workload
 from orchestration.cli.profile import app
 from streaming.batch import Decoded
 from streaming.codecs import CODECS, codec
@@ -140,3 +140,10 @@ def test_why_a_run_failed_is_what_the_role_said_and_not_where_its_profile_lies(
     log = tmp_path / "role.log"
     log.write_text(said)
     assert runner._last_words(log).endswith(reason)
+
+
+def test_records_that_come_at_a_rate_are_waited_for() -> None:
+    paced = Workload(messages=100_000, load=Load.STEADY, rate_hz=20.0)
+    assert runner._patience_s(paced) > 5_000
+    assert runner._patience_s(Workload(messages=100_000, rate_hz=20.0)) == runner.PATIENCE_S
+    assert runner._patience_s(replace(paced, seconds=7.0)) == 7.0
