@@ -29,24 +29,32 @@ _STATUS: Final = {Status.COMPLETE: "green", Status.INTERRUPTED: "yellow", Status
 ORDER_NAMES: Final = {"own_s": "own time", "cumulative_s": "cumulative time", "calls": "calls"}
 
 
-def listing(found: list[Run]) -> Table:
-    """All runs, the newest at the end, where the eye is."""
+def listing(found: list[Run], width: int = 160) -> Table:
+    """All runs, the newest at the end, where the eye is. Columns that `width` has no room for are left out."""
+    cells = {
+        "run": [run.name for run in found],
+        "broker": [run.broker for run in found],
+        "records": [f"{run.records:,}" for run in found],
+        "seconds": [number(run.wall_s) for run in found],
+        "CPU s": [number(run.cpu_s) for run in found],
+        "main waits": ["" if run.waiting is None else f"{run.waiting:.0%}" for run in found],
+        "CPU µs a record": [number(run.cpu_us_per_record) for run in found],
+        "status": [str(run.status) for run in found],
+    }
+    left, shown = width - 1, {"run", "status"}  # a border
+    for name in ("run", "status", "CPU µs a record", "broker", "records", "main waits", "seconds", "CPU s"):
+        left -= max(map(len, (name, *cells[name]))) + 3  # a border and its room
+        if left < 0:
+            break
+        shown.add(name)
     table = Table(title="profile runs")
     words = {"run", "broker", "status"}  # the run's name says role and profiler
-    for name in ("run", "broker", "records", "seconds", "CPU s", "main waits", "CPU µs a record", "status"):
+    for name in (name for name in cells if name in shown):
         table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
-    for run in found:
-        waiting = f"{run.waiting:.0%}" if run.waiting is not None else ""
-        table.add_row(
-            run.name,
-            run.broker,
-            f"{run.records:,}",
-            number(run.wall_s),
-            number(run.cpu_s),
-            waiting,
-            number(run.cpu_us_per_record),
-            Text(str(run.status), style=_STATUS[run.status]),
-        )
+    for place, run in enumerate(found):
+        row = {name: Text(column[place]) for name, column in cells.items() if name in shown}
+        row["status"].stylize(_STATUS[run.status])
+        table.add_row(*row.values())
     return table
 
 

@@ -95,7 +95,7 @@ def run(
         shown = [rendering.as_json(each, runs.folder_of(opened, each)) for each in found]
         print_json(shown if ALL in {role, broker} or profiler == BOTH else shown[0])
     elif role == ALL:
-        _print(rendering.listing(found))
+        _print(rendering.listing(found, _console().width))
     else:
         for each in found:
             _print(rendering.view(each, runs.folder_of(opened, each)))
@@ -120,7 +120,7 @@ def list_runs(
     if as_json:
         print_json([{**asdict(each), "cpu_us_per_record": each.cpu_us_per_record} for each in found])
     elif found:
-        _print(rendering.listing(found))
+        _print(rendering.listing(found, _console().width))
     else:
         typer.echo(f"no runs{f' of {role}' if role else ''} yet: streamgauge profile run {role or 'ROLE'}")
 
@@ -264,9 +264,13 @@ def _insist_on_role(name: str | None) -> None:
         raise UsageError(f"--role {name}: there is {', '.join(ROLES)}, {CODECS}")
 
 
-def _print(shown: Any) -> None:
+def _console() -> Console:
     """At the terminal's width; a pipe gets one at which little is cut."""
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(shown)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _print(shown: Any) -> None:
+    _console().print(shown)
 
 
 def _workload(messages: int | None, seconds: float | None, settings: list[str] | None) -> Any:

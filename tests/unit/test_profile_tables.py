@@ -435,6 +435,18 @@ def test_a_damaged_table_is_named_and_no_traceback(tmp_path: Path) -> None:
         results.read(tmp_path, results.LINES)
 
 
+@pytest.mark.parametrize(("width", "left_out"), [(80, {"broker", "records", "seconds"}), (160, set())])
+def test_in_a_narrow_terminal_the_list_has_fewer_columns_and_none_of_them_cut(width: int, left_out: set[str]) -> None:
+    name = "20261127-193902-diagnostics-generator-cprofile"
+    found = [replace(run(), name=name, cpu_s=0.5, wall_s=2.0, loop_s=1.0, waited_s=0.25)]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(rendering.listing(found, width))
+    shown = console.export_text()
+    assert all(word in shown for word in (name, "complete", "5,000"))
+    assert "…" not in shown
+    assert not {word for word in left_out if word in shown}
+
+
 @pytest.mark.parametrize(("turns", "p99"), [(99, ""), (100, "5")])
 def test_a_p99_of_too_few_turns_is_not_shown(turns: int, p99: str) -> None:
     rows = [("main", turn, 0.0, 0.005, 1) for turn in range(turns)]
