@@ -5,6 +5,7 @@ Invariant: what is shown comes from the run's tables; nothing is computed here b
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,10 @@ from experiments.profiles.runs import Run, Status
 from experiments.profiles.timing import ENOUGH_TURNS
 
 BAR: Final = 24
+_BESIDE_FUNCTION: Final = 60  # characters of a call's line, about: thread, count, seconds, borders
 SHOWN: Final = 15
+_BUILT_IN: Final = re.compile(r"^<(?:built-in method (\S+)|method '(\S+)' of '(\S+)' objects)>$")
+WIDE: Final = 130  # characters, from which on everything has room
 _COLOURS: Final = {"python": "blue", "native": "yellow", "system": "bright_black"}
 _STATUS: Final = {Status.COMPLETE: "green", Status.INTERRUPTED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
 ORDER_NAMES: Final = {"own_s": "own time", "cumulative_s": "cumulative time", "calls": "calls"}
@@ -58,16 +62,16 @@ def listing(found: list[Run], width: int = 160) -> Table:
     return table
 
 
-def view(run: Run, folder: Path, *, shown: int = SHOWN) -> RenderableType:
+def view(run: Run, folder: Path, *, shown: int = SHOWN, width: int = WIDE) -> RenderableType:
     """A run: what it was, what dominates, what it spent its time on, and its hottest lines or calls."""
     parts: list[RenderableType] = [_heading(run)]
     activities = results.read(folder, results.ACTIVITIES)
     if activities is not None and len(activities):
         parts += [Panel(patterns.verdict(activities).says, title="what dominates"), _activities(activities)]
     if (lines := results.read(folder, results.LINES)) is not None:
-        parts.append(hot_lines(patterns.working(lines), shown))
+        parts.append(hot_lines(patterns.working(lines), shown, width))
     if (found := results.read(folder, results.CALLS)) is not None:
-        parts += [*(top(found, order) for order in calls.ORDERS), all_calls(found, shown)]
+        parts += [*(top(found, order, width) for order in calls.ORDERS), all_calls(found, shown, width)]
     if (turns := results.read(folder, results.TURNS)) is not None and len(turns):
         parts.append(loops(turns))
     return Group(*parts)
@@ -88,45 +92,51 @@ def as_json(run: Run, folder: Path, *, shown: int = SHOWN) -> dict[str, Any]:
     }
 
 
-def hot_lines(lines: pl.DataFrame, shown: int = SHOWN) -> Table:
-    """Where the samples fell, line by line, with the source and the memory."""
-    table = Table(title="hottest lines, waiting left out", caption=_legend(), expand=True)
-    table.add_column("line", ratio=2, no_wrap=True)
-    table.add_column("source", ratio=3, no_wrap=True)
-    table.add_column("python · native · system", min_width=BAR, no_wrap=True)
+def hot_lines(lines: pl.DataFrame, shown: int = SHOWN, width: int = WIDE) -> Table:
+    """Where the samples fell, line by line, with the source and the memory; with less of it where `width` is less."""
+    is_wide = width >= WIDE
+    measures = {"peak MB": "peak_mb", "grown MB": "growth_mb", "copied MB/s": "copied_mb_s"} if is_wide else {}
+    table = Table(title="hottest lines, waiting left out", caption=_legend() if is_wide else None, expand=True)
+    table.add_column("line", no_wrap=True)
+    table.add_column("source", ratio=1, no_wrap=True)
+    if is_wide:
+        table.add_column("python · native · system", min_width=BAR, no_wrap=True)
     table.add_column("time", justify="right", min_width=5)
-    for name in ("peak MB", "grown MB", "copied MB/s"):
+    for name in measures:
         table.add_column(name, justify="right", min_width=6)
     hottest = max(lines["cpu"].to_list(), default=0.0) or 1.0
     for row in lines.head(shown).iter_rows(named=True):
         table.add_row(
-            Text(f"{row['file']}:{row['line']}", style="cyan"),
+            Text(tail(f"{row['file']}:{row['line']}", width // 4), style="cyan"),
             source(row["source"]),
-            bar(row, hottest),
+            *([bar(row, hottest)] if is_wide else []),
             f"{row['cpu']:.1%}",
-            number(row["peak_mb"], blank=True),
-            number(row["growth_mb"], blank=True),
-            number(row["copied_mb_s"], blank=True),
+            *(number(row[column], blank=True) for column in measures.values()),
         )
     return table
 
 
-def top(found: pl.DataFrame, order: str) -> Table:
+def tail(place: str, room: int) -> str:
+    """The end of a place in the code, where the file's name and the line are."""
+    return place if len(place) <= room else f"…{place[len(place) - room + 1 :]}"
+
+
+def top(found: pl.DataFrame, order: str, width: int = WIDE) -> Table:
     """The three functions that lead by own time, cumulative time, or calls."""
     table = Table(title=f"top {calls.TOP} by {ORDER_NAMES[order]}")
     _call_columns(table)
     for row in calls.top(found, order).iter_rows(named=True):
-        _call_row(table, row)
+        _call_row(table, row, width)
     return table
 
 
-def all_calls(found: pl.DataFrame, shown: int) -> Table:
+def all_calls(found: pl.DataFrame, shown: int, width: int = WIDE) -> Table:
     """Functions by own time."""
     own = calls.of_role(found)
     table = Table(title=f"{min(shown, len(own))} of {len(own):,} functions, by own time")
     _call_columns(table)
     for row in own.head(shown).iter_rows(named=True):
-        _call_row(table, row)
+        _call_row(table, row, width)
     return table
 
 
@@ -302,16 +312,18 @@ def _activities(found: pl.DataFrame) -> Table:
 
 
 def _call_columns(table: Table) -> None:
-    table.add_column("function", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("thread")
+    for name in ("function", "thread"):
+        table.add_column(name, no_wrap=True)
     for name in ("calls", "own s", "cumulative s"):
         table.add_column(name, justify="right", no_wrap=True)
 
 
-def _call_row(table: Table, row: dict[str, Any]) -> None:
-    table.add_row(
-        Text(calls.named(row)), row["thread"], f"{row['calls']:,}", f"{row['own_s']:.4f}", f"{row['cumulative_s']:.4f}"
-    )
+def _call_row(table: Table, row: dict[str, Any], width: int) -> None:
+    """What `width` has no room for is cut from the function: the words around what is built in, then its beginning."""
+    name, room = calls.named(row), max(width - _BESIDE_FUNCTION, 20)
+    if len(name) > room:
+        name = tail(_BUILT_IN.sub(lambda found: found[1] or f"{found[3]}.{found[2]}", name), room)
+    table.add_row(Text(name), row["thread"], f"{row['calls']:,}", f"{row['own_s']:.4f}", f"{row['cumulative_s']:.4f}")
 
 
 def _legend() -> Text:

@@ -98,7 +98,7 @@ def run(
         _print(rendering.listing(found, _console().width))
     else:
         for each in found:
-            _print(rendering.view(each, runs.folder_of(opened, each)))
+            _print(rendering.view(each, runs.folder_of(opened, each), width=_console().width))
             typer.echo(f"look again: streamgauge profile view {each.name}")
     _exit_as(found)
 
@@ -165,7 +165,7 @@ def view(
     elif as_json:
         print_json(rendering.as_json(chosen, folder, shown=lines))
     else:
-        _print(rendering.view(chosen, folder, shown=lines))
+        _print(rendering.view(chosen, folder, shown=lines, width=_console().width))
 
 
 @app.command()

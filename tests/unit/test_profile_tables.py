@@ -447,6 +447,34 @@ def test_in_a_narrow_terminal_the_list_has_fewer_columns_and_none_of_them_cut(wi
     assert not {word for word in left_out if word in shown}
 
 
+LONG = "<method 'flush' of 'rabbitmq.transports.queues.Publisher' objects>"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_where_the_time_went_is_told_apart_in_a_narrow_terminal_too(width: int) -> None:
+    lines = pl.DataFrame(
+        [
+            {"file": "streaming/transports/rabbitmq/stream_source.py", "line": line, "source": "x = 1", "cpu": 0.5}
+            | dict.fromkeys(("python", "native", "system", "peak_mb", "growth_mb", "copied_mb_s"), 0.25)
+            for line in (168, 169)
+        ]
+    )
+    called = pl.DataFrame(
+        [
+            ("rabbitmq-link", file, 113, function, 1_155_383, 1, 12.3456, 123.4567)
+            for file, function in (("streaming/transports/rabbitmq/queue_publisher.py", "_run"), ("~", LONG))
+        ],
+        schema=calls.CALLS,
+        orient="row",
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(rendering.hot_lines(lines, width=width), rendering.top(called, "own_s", width))
+    shown = console.export_text()
+    for word in ("source.py:168", "source.py:169", "x = 1", "50.0%", "py:113(_run)", "flush", "rabbitmq-link"):
+        assert word in shown
+    assert shown.count("1,155,383") == shown.count("12.3456") == shown.count("123.4567") == 2
+
+
 @pytest.mark.parametrize(("turns", "p99"), [(99, ""), (100, "5")])
 def test_a_p99_of_too_few_turns_is_not_shown(turns: int, p99: str) -> None:
     rows = [("main", turn, 0.0, 0.005, 1) for turn in range(turns)]
