@@ -27,6 +27,7 @@ BAR: Final = 24
 _BESIDE_FUNCTION: Final = 60  # characters of a call's line, about: thread, count, seconds, borders
 SHOWN: Final = 15
 _BUILT_IN: Final = re.compile(r"^<(?:built-in method (\S+)|method '(\S+)' of '(\S+)' objects)>$")
+_TIMINGS_WIDE: Final = 155
 WIDE: Final = 130  # characters, from which on everything has room
 _COLOURS: Final = {"python": "blue", "native": "yellow", "system": "bright_black"}
 _STATUS: Final = {Status.COMPLETE: "green", Status.INTERRUPTED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
@@ -158,40 +159,38 @@ def loops(turns: pl.DataFrame) -> Table:
     return table
 
 
-def timing_table(found: pl.DataFrame) -> Table:
-    """Loops over several runs: see timing.table()."""
+def timing_table(found: pl.DataFrame, width: int = 160) -> Table:
+    """Loops over several runs: see timing.table(). A row a loop, or a column a loop where `width` is less."""
+    cells = [
+        {
+            "role": row["role"],
+            "thread": row["thread"],
+            "runs": f"{row['runs']}",
+            "turns": f"{row['turns']:,}",
+            "mean": number(row["mean_ms"]),
+            "interval": f"{number(row['low_ms'])} – {number(row['high_ms'])}",
+            "sd of runs": number(row["sd_runs_ms"]),
+            "median": number(row["median_ms"]),
+            "p99": number(row["p99_ms"]),
+            "waiting": number(row["wait_ms"]),
+            "µs a record": number(row["work_us_per_record"]),
+            "sums to": "" if row["worst_gap"] is None else f"{1 - row['worst_gap']:.2%}",
+            "runs for ±5 %": f"{row['runs_needed']}",
+        }
+        for row in found.iter_rows(named=True)
+    ]
     table = Table(title="work of a turn of the loop, milliseconds; waiting apart", caption="95 % interval of the mean")
-    heads = (
-        "role",
-        "thread",
-        "runs",
-        "turns",
-        "mean",
-        "interval",
-        "sd of runs",
-        "median",
-        "p99",
-        "waiting",
-        "µs a record",
-    )
-    for name in (*heads, "sums to", "runs for ±5 %"):
+    names = list(cells[0]) if cells else []
+    if width < _TIMINGS_WIDE:
+        for place, name in enumerate(["", *(f"loop {number}" for number in range(1, len(cells) + 1))]):
+            table.add_column(name, justify="right" if place else "left")
+        for name in names:
+            table.add_row(name, *(each[name] for each in cells))
+        return table
+    for name in names:
         table.add_column(name, justify="left" if name in {"role", "thread"} else "right")
-    for row in found.iter_rows(named=True):
-        table.add_row(
-            row["role"],
-            row["thread"],
-            f"{row['runs']}",
-            f"{row['turns']:,}",
-            number(row["mean_ms"]),
-            f"{number(row['low_ms'])} – {number(row['high_ms'])}",
-            number(row["sd_runs_ms"]),
-            number(row["median_ms"]),
-            number(row["p99_ms"]),
-            number(row["wait_ms"]),
-            number(row["work_us_per_record"]),
-            "" if row["worst_gap"] is None else f"{1 - row['worst_gap']:.2%}",
-            f"{row['runs_needed']}",
-        )
+    for each in cells:
+        table.add_row(*each.values())
     return table
 
 
@@ -199,7 +198,8 @@ def scenario_table(found: pl.DataFrame) -> Table:
     """Scenarios and what dominates each: see scenarios.table()."""
     table = Table(title="what dominates where")
     for name in ("scenario", "what is different", "CPU µs a record", "waiting", "leads the work", "of work", "pattern"):
-        table.add_column(name, justify="right" if name in {"CPU µs a record", "waiting", "of work"} else "left")
+        is_number = name in {"CPU µs a record", "waiting", "of work"}
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=name == "scenario")
     for row in found.iter_rows(named=True):
         table.add_row(
             row["scenario"],

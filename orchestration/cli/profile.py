@@ -218,7 +218,7 @@ def timing(
     if as_json:
         print_json(table.to_dicts())
     else:
-        _print(rendering.timing_table(table))
+        _print(rendering.timing_table(table, _console().width))
         typer.echo(f"{'worse: ' if judgement.is_worse else ''}{judgement.says}")
     _exit_as(found)
 

@@ -268,6 +268,11 @@ def test_loops_are_timed_over_runs(tmp_path: Path) -> None:
     assert loop.sd_of_runs_ms == pytest.approx(1.0)
     assert loop.work_us_per_record.estimate == pytest.approx(11.0)
     assert loop.worst_gap == pytest.approx(0.0, abs=1e-9)
+    for width in (80, 160):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(rendering.timing_table(timing.table([loop]), width))
+        shown = console.export_text()
+        assert all(word in shown for word in ("positions-parquet", "10 – 12", "runs for ±5 %", "100.00%"))
 
 
 @pytest.mark.parametrize(("load", "says"), [(0.4, "The machine was quiet."), (7.0, "**The machine was shared.**")])
