@@ -1,7 +1,7 @@
 """Profile runs as folders: `profiles/RUN/` under the lab's home, each with its run.json and what was measured.
 
-Invariant: run.json is there from the first moment, replaced as a whole, and says in the end how the run ended. At most
-KEPT runs are kept, the newest ones.
+Invariant: run.json is there from the first moment, replaced as a whole, and says in the end how the run ended. What is
+kept are the newest KEPT runs, and beyond them the newest undisturbed ones that a role's cost is judged by.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from streaming.tuning import Tuning
 META: Final = "run.json"
 TUNED: Final = {each.name: str if each.name in {"compression", "parquet"} else int for each in fields(Tuning)}
 KEPT: Final = 300
+KEPT_ALIKE: Final = 30  # undisturbed runs of a role, broker and workload: more than history looks back, and small
 LATEST: Final = "latest"
 
 
@@ -190,9 +191,18 @@ def folder_of(home: Home, run: Run) -> Path:
     return root(home) / run.name
 
 
-def forget_old(home: Home, kept: int = KEPT) -> int:
-    """Delete all but the newest runs; how many."""
-    old = [run for run in listed(home) if run.status is not Status.RUNNING][:-kept]
+def forget_old(home: Home, kept: int = KEPT, kept_alike: int = KEPT_ALIKE) -> int:
+    """Delete all but the newest runs, and the newest undisturbed ones of each kind; how many.
+
+    One night of every role on every broker is 210 runs: by their number alone none would be left to judge the next by.
+    """
+    ended = [run for run in listed(home) if run.status is not Status.RUNNING]
+    alike: dict[tuple[str, str, Workload], list[Run]] = {}
+    for run in ended:
+        if run.profiler is Profiler.NONE and run.status is Status.COMPLETE:
+            alike.setdefault((run.role, run.broker, run.workload), []).append(run)
+    judging = {run.name for of_kind in alike.values() for run in of_kind[-kept_alike:]}
+    old = [run for run in ended[:-kept] if run.name not in judging]
     for run in old:
         shutil.rmtree(folder_of(home, run), ignore_errors=True)
     return len(old)

@@ -408,6 +408,23 @@ def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
     assert [each.name for each in runs.listed(home)] == ["c", "d"]
 
 
+def test_the_runs_that_a_role_is_judged_by_outlast_those_of_other_roles(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").open()
+    for night in range(3):
+        for role_name in ("one", "other"):
+            for place, profiler in enumerate([Profiler.SCALENE, *[Profiler.NONE] * 3]):
+                runs.write(home, replace(run(), name=f"{night}-{role_name}-{place}", role=role_name, profiler=profiler))
+    runs.forget_old(home, kept=2, kept_alike=5)
+    left = runs.listed(home)
+    for role_name in ("one", "other"):
+        undisturbed = [each.name for each in left if each.role == role_name and each.profiler is Profiler.NONE]
+        assert undisturbed == [
+            f"{night}-{role_name}-{place}" for night, place in ((1, 2), (1, 3), *((2, n) for n in (1, 2, 3)))
+        ]
+    assert not [each for each in left if each.profiler is Profiler.SCALENE]
+    assert runs.KEPT_ALIKE >= history.LOOKED_BACK + 10, "a week's own ten runs push none out that it is judged by"
+
+
 @pytest.mark.parametrize("name", ["", "..", "../../victim", "a", 7])
 def test_a_run_that_names_another_folder_is_no_run_and_deletes_none(tmp_path: Path, name: Any) -> None:
     home = Home(tmp_path / "home").open()
