@@ -40,6 +40,19 @@ def median_interval(values: ArrayLike, *, seed: int = 0) -> Interval:
     return bootstrap(np.asarray(values, dtype=np.float64), _median_of_rows, seed=seed)
 
 
+def expected_median(values: ArrayLike, n: int, *, seed: int = 0) -> Interval:
+    """Where the median of `n` more values of the same kind would lie, were nothing changed. ValueError without a value.
+
+    Wider than the interval of these values' own median, the fewer the new values are.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if not len(rows):
+        raise ValueError("nothing to expect from")
+    draws = np.median(np.random.default_rng(seed).choice(rows, size=(RESAMPLES, n)), axis=1)
+    low, high = np.quantile(draws, (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2))
+    return Interval(float(np.median(rows)), float(low), float(high), len(rows))
+
+
 def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, *, seed: int = 0) -> Interval:
     """Ratio of medians of paired trials: `numerator[i]` and `denominator[i]` are of the same repetition.
 

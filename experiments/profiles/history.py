@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from experiments import verdicts
 from experiments.profiles.runs import Profiler, Run, Status
-from experiments.statistics import ENOUGH, Interval, median_interval
+from experiments.statistics import ENOUGH, Interval, expected_median
 from experiments.verdicts import Verdict
 from streaming.home import Home
 
@@ -54,7 +55,11 @@ def costs(found: Sequence[Run]) -> pl.DataFrame:
 
 
 def judged(newest: Sequence[Run], earlier: Sequence[Run]) -> Judgement:
-    """The newest runs' median against the interval of the median of the last comparable ones before them."""
+    """The newest runs' median against what as many runs would give, were they like the last comparable ones.
+
+    Not against the interval of the earlier median: a few new runs scatter more, and every fifth check would be a false
+    alarm.
+    """
     now = costs(newest)["cpu_us_per_record"].to_list()
     if not now:
         return Judgement(
@@ -68,13 +73,16 @@ def judged(newest: Sequence[Run], earlier: Sequence[Run]) -> Judgement:
         and each.name not in {run.name for run in newest}
     ]
     before = costs(alike)["cpu_us_per_record"].to_list()[-LOOKED_BACK:]
-    now_us = median_interval(now).estimate
+    now_us = float(np.median(now))
     if len(before) < ENOUGH:
         says = (
             f"{now_us:.3g} µs a record; {len(before)} earlier runs of this workload, {ENOUGH} are needed for a verdict"
         )
         return Judgement(is_worse=False, now_us=now_us, before=None, says=says)
-    interval = median_interval(before)
+    interval = expected_median(before, len(now))
     is_worse = now_us > interval.high
-    says = f"{now_us:.3g} µs a record, before: {interval} (median and 95 % interval of {interval.n} runs)"
+    says = (
+        f"{now_us:.3g} µs a record, before: {interval} "
+        f"(median of {interval.n} runs, and where 95 % of medians of {len(now)} lie)"
+    )
     return Judgement(is_worse, now_us, interval, says)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import psutil
 import pytest
@@ -354,6 +355,17 @@ def test_a_dearer_run_is_worse_only_against_enough_runs_of_the_same_workload() -
     assert not history.judged([costing("now", 13.0)], before[:4]).is_worse, "four earlier runs are too few"
     others = [replace(each, workload=Workload(vehicles=7)) for each in before]
     assert "0 earlier runs" in history.judged([costing("now", 13.0)], others).says
+
+
+def test_where_nothing_has_changed_few_checks_warn() -> None:
+    random = np.random.default_rng(1)
+
+    def warns() -> bool:
+        costs_us = 10 * np.exp(random.normal(0, 0.2, 23))
+        found = [costing(f"{number}", cost_us) for number, cost_us in enumerate(costs_us)]
+        return history.judged(found[20:], found[:20]).is_worse
+
+    assert sum(warns() for _ in range(200)) <= 20
 
 
 def test_a_regression_stands_until_the_role_is_judged_well_again(tmp_path: Path) -> None:
