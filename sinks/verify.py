@@ -174,5 +174,6 @@ def _check_values(tables: list[_TableRead], cut: Cut) -> None:
     for table in tables:
         other = first[table.report.stream]
         if table is not other:
-            columns = STREAMS[table.report.stream].schema.names
-            check_formats(table.report, table.files.slots, other.files.slots, cut.due[table.report.stream], columns)
+            columns, ends = STREAMS[table.report.stream].schema.names, cut.due[table.report.stream]
+            is_behind = other.report.counts["pending"] > 0
+            check_formats(table.report, table.files.slots, other.files.slots, ends, columns, is_behind=is_behind)

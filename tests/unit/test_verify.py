@@ -408,3 +408,14 @@ def test_where_nothing_has_landed_nothing_is_called_whole() -> None:
     verdict = Report("kafka", "now", 0.0, (TableReport("positions_parquet", "positions"),)).verdict
     assert "nothing lost" not in verdict
     assert "no row" in verdict
+
+
+def test_what_one_format_has_and_the_other_has_not_reached_is_not_wrong(world: World) -> None:
+    last = world.slot("position_means_parquet", at=-1)
+    last.path.unlink()
+    (world.home.high_water("memory") / "position_means_parquet" / f"p={last.partition:05d}.table.json").unlink()
+    report = world.verify()
+    assert _words(report, "position_means_parquet") == {"pending"}
+    assert not _words(report, "position_means_csv")
+    _rewrite(world.slot("position_means_parquet"), lambda rows: rows.with_columns(speed_mps=pl.col("speed_mps") + 1))
+    assert "wrong" in _words(world.verify(), "position_means_csv"), "what both have is compared all the same"
