@@ -20,6 +20,7 @@ from streaming.generators.run import Chunk
 
 MODELS: Final = ("Volvo FH Electric", "Mercedes-Benz eSprinter", "Ford E-Transit", "Renault Master", "DAF XF")
 USUAL_LIMIT_MPS: Final = 13.9  # 50 km/h, where a recording has no speeds
+_REST_S: Final = 5.0
 
 
 def reference_data(seed: int, vehicles: int) -> pl.DataFrame:
@@ -72,8 +73,13 @@ class Vehicles:
         return {"vehicles": self.rows.height}
 
     def chunks(self, after_us: int, stop: threading.Event) -> Iterator[Chunk]:
-        """All vehicles, valid from now on; then nothing until the end."""
+        """All vehicles, valid from now on; then nothing until the end, said again and again.
+
+        So what a slow broker has not confirmed at first is asked for again, and the loop is seen to turn.
+        """
         now_us = max(self.clock.wall_us(), after_us)
         yield Chunk(self.rows.with_columns(pl.lit(now_us).cast(UTC_TIME).alias("event_time")))
-        yield Chunk(self.rows.clear())
-        stop.wait()
+        while True:
+            yield Chunk(self.rows.clear())
+            if stop.wait(_REST_S):
+                return

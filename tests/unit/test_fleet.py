@@ -177,3 +177,15 @@ def test_a_recorded_vehicle_gets_the_start_of_its_recording_as_depot() -> None:
     found = recorded_reference_data(recorded).sort("vehicle").rows(named=True)
     assert (found[0]["depot_latitude"], found[0]["depot_longitude"], found[0]["speed_limit_mps"]) == (1.0, 1.0, 18.0)
     assert found[1]["vehicle"] == "b"
+
+
+def test_reference_data_are_sent_once_and_then_it_is_said_again_and_again_that_nothing_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streaming.generators.vehicles._REST_S", 0.0)
+    stop = threading.Event()
+    chunks = Vehicles(reference_data(1, 4)).chunks(0, stop)
+    assert next(chunks).rows.height == 4
+    assert all(next(chunks).rows.is_empty() for _ in range(3)), "what was not confirmed at first is asked for again"
+    stop.set()
+    assert list(chunks) == []

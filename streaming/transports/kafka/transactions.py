@@ -30,6 +30,7 @@ _ABORT_S: Final = 5.0
 _ASK_S: Final = 30.0  # longer than transaction.timeout.ms: a dead predecessor's offsets are pending for as long
 _MARKERS_S: Final = 30.0
 _RETRY_S: Final = 0.2
+_COMMIT_S: Final = 90.0  # of either step; a broker that dies is replaced long before, and polling may wait 300 s
 
 
 class KafkaTransaction:
@@ -124,8 +125,10 @@ class KafkaTransaction:
             self._sender.send(self._topics.topic(outgoing.stream), outgoing)
         topic = self._topics.topic(self._reads)
         positions = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
-        producer.send_offsets_to_transaction(positions, self._source.consumer.consumer_group_metadata())
-        producer.commit_transaction()
+        # Without a time both may wait for good: seen for minutes after a broker's return. Who is too late starts anew.
+        metadata = self._source.consumer.consumer_group_metadata()
+        producer.send_offsets_to_transaction(positions, metadata, _COMMIT_S)
+        producer.commit_transaction(_COMMIT_S)
         self._is_open = False
 
     def _snapshots(self, states: Mapping[int, bytes], offsets: Offsets) -> Outgoing:
