@@ -16,7 +16,7 @@ from experiments.lab import Lab
 from experiments.workload import fleet
 from streaming.batch import Outgoing
 from streaming.codecs import codec
-from streaming.errors import BrokerUnavailable, RestartRequired, UsageError
+from streaming.errors import BrokerUnavailable, OutcomeUnknown, RestartRequired, UsageError
 from streaming.interfaces import Extent
 from streaming.topology import STREAMS, Stream, StreamKind, stream
 from streaming.transports.kafka import KafkaTransport
@@ -194,3 +194,38 @@ def test_a_leader_that_is_killed_costs_no_record(kafka: Any, transport: KafkaTra
 
     assert len(read) == len(values)
     assert set(read) == set(values)
+
+
+def test_a_commit_that_nobody_answers_ends_and_its_successor_goes_on(
+    kafka: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.transports.kafka.transactions._COMMIT_S", 2.0)
+    made = KafkaTransport(kafka.bootstrap_servers, prefix=prefix)
+    made.create(
+        [Stream("events", StreamKind.SOURCE, "of this test", 1), Stream("state", StreamKind.STATE, "", 1)],
+        replication=3,
+    )
+    publisher = made.publisher("tests")
+    publisher.publish(Outgoing("events", [b"1", b"2"], [b"k", b"k"]))
+    assert publisher.flush(60)
+    publisher.close()
+
+    def opened() -> tuple[Any, list[Any]]:
+        transaction = made.transaction("events", "state", "tests", restore=lambda _, __: None, forget=lambda _: None)
+        batches: list[Any] = []
+        assert wait_until(lambda: bool(batches.extend(transaction.poll(1.0)) or batches), 60)
+        return transaction, batches
+
+    transaction, [batch] = opened()
+    for number in (1, 2, 3):
+        kafka.pause(number)
+    try:
+        with pytest.raises((OutcomeUnknown, RestartRequired)):
+            transaction.commit([], {0: b"state"}, {0: batch.next_offset})
+    finally:
+        for number in (1, 2, 3):
+            kafka.resume(number)
+    successor, [again] = opened()
+    assert again.values == batch.values
+    assert successor.commit([], {0: b"state"}, {0: again.next_offset})
+    successor.close()
