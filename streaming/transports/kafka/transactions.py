@@ -30,7 +30,7 @@ _ABORT_S: Final = 5.0
 _ASK_S: Final = 30.0  # longer than transaction.timeout.ms: a dead predecessor's offsets are pending for as long
 _MARKERS_S: Final = 30.0
 _RETRY_S: Final = 0.2
-_COMMIT_S: Final = 90.0  # of either step; a broker that dies is replaced long before, and polling may wait 300 s
+_COMMIT_S: Final = 45.0  # of either step: a broker that dies is replaced in a third of that
 
 
 class KafkaTransaction:
