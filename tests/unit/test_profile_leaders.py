@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json as stdlib_json
-import subprocess
-import sys
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -125,34 +122,6 @@ def test_a_difference_is_explained_by_the_first_rule_that_holds(
     assert found.cprofile.name == (ENCODE if why else DECODE)
     assert found.why.startswith(why)
     assert bool(found.why) == bool(why)
-
-
-BESIDE = """
-import queue, threading, time
-def works(seconds):
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        sum(map(abs, range(200_000)))
-def beside(told):
-    works(1.5)
-    told.put(None)
-told = queue.SimpleQueue()
-threading.Thread(target=beside, args=(told,)).start()
-told.get()
-works(1.5)
-"""
-
-
-def test_scalene_charges_work_beside_the_main_thread_to_where_that_one_waits(tmp_path: Path) -> None:
-    (tmp_path / "beside.py").write_text(BESIDE)
-    made = tmp_path / "scalene.json"
-    words = [sys.executable, "-m", "scalene", "run", "--cpu-only", "-o", str(made), "beside.py"]
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    [found] = stdlib_json.loads(made.read_text())["files"].values()
-    kinds = ("n_cpu_percent_python", "n_cpu_percent_c", "n_sys_percent")
-    shares = {line["line"].strip(): sum(line[kind] for kind in kinds) for line in found["lines"]}
-    in_main, in_both = shares["told.get()"], shares["sum(map(abs, range(200_000)))"]
-    assert in_main > in_both / 2, "the rule `thread` is needless: scalene finds the work where it is done"
 
 
 def test_what_waits_leads_nothing() -> None:
