@@ -99,19 +99,17 @@ class Trial:
 
     def within(self, condition: Callable[[], object], seconds: float) -> bool:
         """Poll until the condition is truthy, and say whether it became so in time."""
-        give_up = time.monotonic() + min(self.remaining_s, seconds)
-        while not condition():
-            if time.monotonic() > give_up:
-                return False
-            time.sleep(POLL_S)
-        return True
+        return bool(self._polled(condition, seconds))
 
     def wait_until(self, condition: Callable[[], T | None], what: str, within_s: float | None = None) -> T:
         """Poll until the condition is truthy and return it. TrialTimedOut naming `what` when it never becomes so."""
-        give_up = time.monotonic() + min(self.remaining_s, within_s or self.remaining_s)
-        while True:
-            if outcome := condition():
-                return outcome
-            if time.monotonic() > give_up:
-                raise TrialTimedOut(f"{what}: not within the time allowed")
+        if outcome := self._polled(condition, within_s or self.remaining_s):
+            return outcome
+        raise TrialTimedOut(f"{what}: not within the time allowed")
+
+    def _polled(self, condition: Callable[[], T], seconds: float) -> T:
+        """The condition's first truthy outcome, or the last one when the time is over."""
+        give_up = time.monotonic() + min(self.remaining_s, seconds)
+        while not (outcome := condition()) and time.monotonic() <= give_up:
             time.sleep(POLL_S)
+        return outcome
