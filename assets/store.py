@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +11,7 @@ import polars as pl
 
 from assets.chains import NOTHING, Extent
 from assets.keys import BROKER
+from streaming.durability import replacing
 from streaming.home import Home
 
 _COVERS: Final = "streamgauge.covers"
@@ -35,6 +33,7 @@ def summary_path(home: Home, name: str, suffix: str = "parquet") -> Path:
 def write_summary(home: Home, name: str, summary: Summary) -> Path:
     """Replace a summary's file; what it covers is in the same file, so both are old or both are new."""
     path = summary_path(home, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         summary.rows.write_parquet(scratch, metadata={_COVERS: json.dumps(summary.covers.dump())})
     return path
@@ -49,15 +48,3 @@ def read_summary(home: Home, name: str, schema: pl.Schema) -> Summary:
     except (OSError, KeyError, ValueError, TypeError, pl.exceptions.PolarsError):
         return Summary(pl.DataFrame(schema=schema))
     return Summary(rows, covers) if rows.schema == schema else Summary(pl.DataFrame(schema=schema))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place when nothing was raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from experiments.experiment import Experiment, Scene
 from experiments.measurements import Measured, NotMeasured
 from experiments.run import Run
 from experiments.statistics import median_interval
+from streaming.durability import replacing
 
 TABLE: Final = "analysis.parquet"
 SCHEMA: Final = pl.Schema(
@@ -41,9 +42,9 @@ def summarise(experiment: Experiment, run_id: str, measured: Measured) -> pl.Dat
 def write(experiment: Experiment, run: Run) -> Path:
     """Make the run's analysis table anew and return its path."""
     path = run.folder / TABLE
-    scratch = path.with_name(f".{TABLE}")
-    summarise(experiment, run.run_id, run.measured).write_parquet(scratch)
-    return scratch.replace(path)
+    with replacing(path) as scratch:
+        summarise(experiment, run.run_id, run.measured).write_parquet(scratch)
+    return path
 
 
 def _scene(scene: Scene, measured: Measured) -> pl.DataFrame:

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from assets.keys import BROKER
-from assets.store import Summary, replacing, summary_path, write_summary
+from assets.store import Summary, summary_path, write_summary
 from sinks.reader import scan
+from streaming.durability import replacing
 from streaming.home import Home
 
 PREVIEW_ROWS: Final = 12
@@ -72,6 +73,7 @@ class Figures(dg.IOManager):
         """Replace the figure's file, and show it."""
         path = summary_path(self.home, context.asset_key.path[-1], "png")
         image = png(obj)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
             scratch.write_bytes(image)
         context.add_output_metadata(

@@ -8,7 +8,6 @@ holds for good is folded into one set for the table, which stays small: over all
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ from typing import Final
 import polars as pl
 
 from sinks.reader import begins
-from streaming.durability import sync_folder
+from streaming.durability import replacing
 from streaming.errors import ChainBroken
 from streaming.home import Home
 from streaming.identities import Life
@@ -92,13 +91,5 @@ def _rows_of(lives: Mapping[Life, IntervalSet], partition: int | None = None, up
 
 
 def _write(path: Path, note: pl.DataFrame) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            note.write_parquet(file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-        sync_folder(path.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path, lasts=True) as scratch, scratch.open("wb") as file:
+        note.write_parquet(file, compression="zstd")

@@ -7,32 +7,46 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def replace_file(path: Path, content: bytes | str, *, lasts: bool = False, mode: int = 0o666) -> None:
-    """Give a file new content in one step: whoever reads it, or comes after a kill, finds the old or the new, whole.
+@contextmanager
+def replacing(path: Path, *, lasts: bool = False) -> Iterator[Path]:
+    """A file to make beside `path`; it takes its place in one step when nothing was raised, and is gone otherwise.
 
-    With `lasts` the new content survives a power cut too. A new file has the rights of `mode`, less the umask.
+    Whoever reads `path`, or comes after a kill, finds the old file or the new one, whole. With `lasts` the new one
+    survives a power cut too.
     """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            if lasts:
-                file.flush()
-                os.fsync(file.fileno())
+        yield scratch
+        if lasts:
+            _sync(scratch, os.O_RDONLY)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
     if lasts:
         sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes | str, *, lasts: bool = False, mode: int = 0o666) -> None:
+    """Give a file new content, as replacing() does. A new file has the rights of `mode`, less the umask."""
+    with replacing(path, lasts=lasts) as scratch:
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
