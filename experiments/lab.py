@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs re-export nothing
     AdminClient,
     AlterConfigOpType,
@@ -38,6 +38,8 @@ from streaming.transports.kafka.settings import ADMIN
 T = TypeVar("T")
 BROKERS: Final = "brokers"  # a link in the run's folder to its brokers' data, as long as there is any
 ADMIN_S: Final = 20.0
+WATCHER_MS: Final = 2_000
+FIRST: Final = 0  # where reading begins; where the oldest record has a higher offset, the reset goes there
 WARM_UP_RECORDS: Final = 5_000
 
 
@@ -74,7 +76,10 @@ class Lab:
     _counter: int = 0
 
     def __post_init__(self) -> None:
-        self.admin = AdminClient({**ADMIN, "bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        usual = {**ADMIN, "bootstrap.servers": self.bootstrap_servers, "log_level": 0}
+        self.admin = AdminClient(usual)
+        # Asks again and again while brokers hang: one that was asked and hangs is soon given up for another.
+        self._watcher = AdminClient({**usual, "socket.timeout.ms": WATCHER_MS})
 
     @property
     def control(self) -> BrokerControl:
@@ -136,7 +141,7 @@ class Lab:
         return {number: (each.leader, tuple(each.replicas), tuple(each.isrs)) for number, each in partitions.items()}
 
     def _partitions(self, topic: str) -> dict[int, Any]:
-        found: dict[int, Any] = self.admin.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
+        found: dict[int, Any] = self._watcher.list_topics(topic, timeout=ADMIN_S).topics[topic].partitions
         return found
 
     def ask_leaders(self, ask: Callable[[], T]) -> T:
@@ -169,13 +174,19 @@ class Lab:
         """Everything in the topic from its oldest record to its present end, outside any group."""
         return self.read_all([topic], **settings)[topic]
 
+    def beginnings(self, topics: Sequence[str]) -> list[TopicPartition]:
+        """The partitions of these topics, for assign(), from their oldest records under auto.offset.reset=earliest.
+
+        As a number: for a logical offset librdkafka asks the leader, and if it doesn't know it yet, half a second
+        later.
+        """
+        return [TopicPartition(topic, number, FIRST) for topic in topics for number in self.describe(topic)]
+
     def read_all(self, topics: Sequence[str], **settings: Any) -> dict[str, Records]:
         """The same of several topics at once, which takes hardly longer than of one."""
         consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
-            places = [
-                TopicPartition(topic, number, OFFSET_BEGINNING) for topic in topics for number in self.describe(topic)
-            ]
+            places = self.beginnings(topics)
             consumer.assign(places)
             found = _drain(consumer, {(each.topic, each.partition) for each in places})
             return {topic: _records([each for each in found if each.topic() == topic]) for topic in topics}
@@ -266,7 +277,7 @@ class Lab:
     def _metadata(self) -> ClusterMetadata:
         """What the cluster says of itself; BrokerUnavailable when it does not answer."""
         try:
-            found: ClusterMetadata = self.admin.list_topics(timeout=ADMIN_S)
+            found: ClusterMetadata = self._watcher.list_topics(timeout=ADMIN_S)
         except KafkaException as error:
             raise BrokerUnavailable(f"{self.bootstrap_servers}: {error.args[0].str()}") from error
         return found

@@ -23,6 +23,7 @@ from experiments import figures, worker
 from experiments.experiment import Experiment, Figure, Scene, factor, fixed
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE
 from experiments.findings import Claim, Judgement, always, compare, paired, per_repetition
+from experiments.lab import Records
 from experiments.ledger import reconcile
 from experiments.measurements import Measured, NotMeasured
 from experiments.offering import APPLICATION, BARE, NOTHING, Generator, Offered, Offering
@@ -126,7 +127,7 @@ def _confirmed(bench: _Bench, rate: float) -> tuple[float, Offered]:
 
 def _schedule_limit(trial: Trial, file: Path) -> float:
     """How many records a second the generator gives out when nothing takes time."""
-    generator = _generator(trial, NOTHING, file)
+    generator = _generator(trial, NOTHING, file).wait_ready()
     generator.order("", 0, 2_000_000, 0, time.monotonic())
     return 2_000_000 / generator.answer().took_s
 
@@ -277,7 +278,7 @@ def _generator(trial: Trial, kind: str, file: Path, settings: MappingProxyType[s
     client = trial.lab.client(f"{kind} producer", dict(settings)) if kind == BARE else {}
     generator = Generator(Offering(kind, str(file), servers, PARTITIONS, client))
     trial.lab.keep(generator.close)
-    return generator.wait_ready()
+    return generator
 
 
 # -- backlogs ----------------------------------------------------------------------------------------------------------
@@ -365,11 +366,14 @@ def _land(trial: Trial, topic: str, count: int) -> tuple[float, NDArray[np.int64
 def settings(trial: Trial) -> None:
     """Full speed under one setting and under the usual ones, by turns: what the machine does meanwhile meets both."""
     usual, other = sides = [_Side(trial, name, VARIANTS[name]) for name in (USUAL, trial.text("setting"))]
+    for side in sides:  # both get ready at once
+        side.wait_ready()
     for number in range(ROUNDS):
         for side in sides[:: 1 if number % 2 else -1]:
             side.send()
+    content = trial.lab.read_all([side.topic for side in sides])
     for side in sides:
-        side.account()
+        side.account(content[side.topic])
     trial.record("rate", other.rate, "records/s")
     trial.record("usual_rate", usual.rate, "records/s")
     trial.record("bytes", other.rate * other.variant.size / 1e6, "MB/s")
@@ -393,7 +397,13 @@ class _Side:
             for number in range(variant.producers)
         ]
         self.turns: list[list[Offered]] = []
-        self.failed = sum(each.failed for each in _together(self.generators, self.topic, 0, WARM_UP, time.monotonic()))
+        self.failed = 0
+        for each in self.generators:
+            each.order(self.topic, 0, WARM_UP, 0, time.monotonic())
+
+    def wait_ready(self) -> None:
+        """Return when its producers have sent their first records, so that none pays for a cold client."""
+        self.failed = sum(each.answer().failed for each in self.generators)
 
     def send(self) -> None:
         """A turn at full speed."""
@@ -411,10 +421,9 @@ class _Side:
         """Cores that its producers took, on average."""
         return sum(each.cpu for turn in self.turns for each in turn) / len(self.turns)
 
-    def account(self) -> None:
-        """Every record, by its number."""
+    def account(self, read: Records) -> None:
+        """Every record, by its number, in what the topic holds."""
         failed = self.failed + sum(each.failed for turn in self.turns for each in turn)
-        read = self.trial.lab.read(self.topic)
         numbers = np.array([int(value[:_DIGITS]) for value in read.values])
         lanes = read.partitions * self.variant.producers + numbers // self.share
         count = self.share * self.variant.producers
@@ -842,7 +851,7 @@ LIMITS = Experiment(
                 fixed("slack_s", "seconds of input that may wait at the end", 0.3, 0.1, 1.0),
                 fixed("latency_s", "seconds at each share", 0.3, 0.8, 30.0),
                 fixed("full_records", "to measure full speed by", 10_000, 50_000, 500_000),
-                fixed("warm_up", "records at full speed before the first trial", 5_000, 1_000_000),
+                fixed("warm_up", "records at full speed before the first trial", 5_000, 500_000),
                 fixed("pool", "different records, offered again and again", 20_000, 150_000, 2_000_000),
             ),
             trial_s=10.4,

@@ -83,7 +83,9 @@ def survival(trial: Trial) -> None:
     for victim in victims:
         lab.control.kill(victim)
     # The others need a moment to miss them, and a controller to do so: patience counts from then on.
-    trial.within(lambda: lab.broker_count == len(lab.control.running), trial.number("noticed_s"))
+    has_quorum = 2 * len(lab.control.running) > len(lab.control.numbers)
+    notice_s = trial.number("noticed_s" if has_quorum else "unnoticed_s")
+    trial.within(lambda: lab.broker_count == len(lab.control.running), notice_s)
     began = time.monotonic()
     outcome = _try_write(trial, topic, messages.values[0])
     trial.record("is_written", outcome == "written", "", note=outcome)
@@ -455,7 +457,8 @@ REPLICATION = Experiment(
         Scene(
             "survival",
             "Records are confirmed under acks=all; brokers are killed (SIGKILL), the leader first. Once the others "
-            "know of the deaths (without a quorum of controllers they never do: `noticed_s`): is a new record taken "
+            "know of the deaths (`noticed_s` at most; without a quorum of controllers they never do: "
+            "`unnoticed_s`, twice a broker's session): is a new record taken "
             "within `patience_s`, has the partition a living leader? Then all brokers return, and "
             "everything confirmed is looked for. "
             "The three brokers are the controllers too, so two deaths also cost the cluster its quorum.",
@@ -466,6 +469,7 @@ REPLICATION = Experiment(
                 factor("deaths", "brokers killed", (1,), (1, 2)),
                 fixed("records", "confirmed before", 200, 500),
                 fixed("noticed_s", "at most until the others know of the deaths", 15.0),
+                fixed("unnoticed_s", "the same without a quorum of controllers", 4.0),
                 fixed("patience_s", "for a new record from then on", 3.0, 3.0, 8.0),
             ),
             keep=_is_telling,

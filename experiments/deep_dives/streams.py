@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import orjson
 import polars as pl
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer
 from matplotlib.figure import Figure as Drawing
 
 from experiments import figures
@@ -186,10 +186,7 @@ class Results:
         self._seen = {self.job.topic("position_means"): self.means, self.job.topic("alerts"): self.alerts}
         self._consumer = lab.consumer("results", "unused", isolation_level="read_committed", fetch_wait_max_ms=10)
         lab.keep(self._consumer.close)
-        places = [
-            TopicPartition(topic, number, OFFSET_BEGINNING) for topic in self._seen for number in lab.describe(topic)
-        ]
-        self._consumer.assign(places)
+        self._consumer.assign(lab.beginnings([*self._seen]))
 
     @property
     def count(self) -> int:
@@ -619,7 +616,7 @@ STREAMS_DIVE = Experiment(
                     "system", "who computes", (STREAMS_AT_LEAST_ONCE,), CRASHED, (*CRASHED, QUIX, QUIX + AT_LEAST_ONCE)
                 ),
                 fixed("rate", "records a second", 4_000.0),
-                fixed("seconds", "of load", 2.0, 3.0),
+                fixed("seconds", "of load", 2.0),
                 fixed("stragglers", "records within the grace, and as many beyond it", 12),
                 fixed("patience_s", "without a new window, then one is missing", 15.0),
             ),
