@@ -39,6 +39,7 @@ T = TypeVar("T")
 BROKERS: Final = "brokers"  # a link in the run's folder to its brokers' data, as long as there is any
 ADMIN_S: Final = 20.0
 WATCHER_MS: Final = 2_000
+FOLLOWERS_S: Final = 5.0
 FIRST: Final = 0  # where reading begins; where the oldest record has a higher offset, the reset goes there
 WARM_UP_RECORDS: Final = 5_000
 
@@ -170,9 +171,9 @@ class Lab:
         producer.flush(ADMIN_S)
         return np.sort(np.asarray(confirmed, dtype=np.int64))
 
-    def read(self, topic: str, **settings: Any) -> Records:
-        """Everything in the topic from its oldest record to its present end, outside any group."""
-        return self.read_all([topic], **settings)[topic]
+    def read(self, topic: str, *, at_least: int = 0, **settings: Any) -> Records:
+        """Everything in the topic from its oldest record to its present end, outside any group; see read_all()."""
+        return self.read_all([topic], at_least=at_least, **settings)[topic]
 
     def beginnings(self, topics: Sequence[str]) -> list[TopicPartition]:
         """The partitions of these topics, for assign(), from their oldest records under auto.offset.reset=earliest.
@@ -182,8 +183,19 @@ class Lab:
         """
         return [TopicPartition(topic, number, FIRST) for topic in topics for number in self.describe(topic)]
 
-    def read_all(self, topics: Sequence[str], **settings: Any) -> dict[str, Records]:
-        """The same of several topics at once, which takes hardly longer than of one."""
+    def read_all(self, topics: Sequence[str], *, at_least: int = 0, **settings: Any) -> dict[str, Records]:
+        """The same of several topics at once, which takes hardly longer than of one.
+
+        What the leader alone has confirmed (acks=1) can be read when the followers have it too: as long as there are
+        not `at_least` so many records the topics are read again, for `FOLLOWERS_S` at most.
+        """
+        give_up = time.monotonic() + FOLLOWERS_S
+        while True:
+            found = self._read_once(topics, settings)
+            if sum(map(len, found.values())) >= at_least or time.monotonic() > give_up:
+                return found
+
+    def _read_once(self, topics: Sequence[str], settings: dict[str, Any]) -> dict[str, Records]:
         consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
             places = self.beginnings(topics)

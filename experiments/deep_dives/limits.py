@@ -371,7 +371,7 @@ def settings(trial: Trial) -> None:
     for number in range(ROUNDS):
         for side in sides[:: 1 if number % 2 else -1]:
             side.send()
-    content = trial.lab.read_all([side.topic for side in sides])
+    content = trial.lab.read_all([side.topic for side in sides], at_least=sum(side.sent for side in sides))
     for side in sides:
         side.account(content[side.topic])
     trial.record("rate", other.rate, "records/s")
@@ -411,6 +411,11 @@ class _Side:
         self.turns.append(_together(self.generators, self.topic, first, self.turn, time.monotonic() + 0.05))
 
     @property
+    def sent(self) -> int:
+        """Records, by all its producers."""
+        return self.share * len(self.generators)
+
+    @property
     def rate(self) -> float:
         """Records a second of all its producers together, over all turns."""
         took = sum(max(each.took_s for each in turn) for turn in self.turns)
@@ -426,8 +431,7 @@ class _Side:
         failed = self.failed + sum(each.failed for turn in self.turns for each in turn)
         numbers = np.array([int(value[:_DIGITS]) for value in read.values])
         lanes = read.partitions * self.variant.producers + numbers // self.share
-        count = self.share * self.variant.producers
-        found = reconcile(count, range(count - failed), numbers, lanes=lanes)
+        found = reconcile(self.sent, range(self.sent - failed), numbers, lanes=lanes)
         self.trial.account(found, "usual_" if self.name == USUAL else "")
 
 
