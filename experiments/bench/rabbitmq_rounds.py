@@ -97,12 +97,11 @@ class RabbitBench:
         finally:
             for pattern in ("queues", "streams"):
                 for before in ("", BARE):
-                    self._delete(self.address(pattern, before + prefix), pattern)
+                    delete_positions(self.address(pattern, before + prefix), pattern)
 
     def address(self, pattern: str, prefix: str) -> Address:
-        """As the operator, in the virtual host of the pattern."""
-        vhost = rabbitmq.VHOST if pattern == "queues" else rabbitmq.STREAM_VHOST
-        return rabbitmq.address_of(self.node.nodes[0], self.node.credentials, vhost=vhost, prefix=prefix)
+        """Where the pattern's positions are."""
+        return address_on(self.node, pattern, prefix)
 
     def _measured(self, contender: Contender, repetition: int, prefix: str) -> Run:
         pattern = "streams" if contender.name.startswith("stream") else "queues"
@@ -123,9 +122,8 @@ class RabbitBench:
     ) -> dict[str, Any]:
         timeout_s = 300 + records / 1_000  # for what hangs; a busy machine may be slow
         if contender in _DOES:
-            told = {name: getattr(address, name) for name in ("port", "user", "host", "stream_port", "vhost", "prefix")}
             job = {"does": _DOES[contender], "pattern": pattern, "records": records, "folder": str(folder)}
-            job |= {"codec": self.codec, "vehicles": self.vehicles, "address": told}
+            job |= {"codec": self.codec, "vehicles": self.vehicles, "address": told(address)}
             return process("rabbitmq_client", job, timeout_s=timeout_s, secrets={PASSWORD: address.password})
         options = (
             perf_test.publishing(records, self.message_bytes) if contender is _PERF_SEND else perf_test.reading(records)
@@ -139,15 +137,28 @@ class RabbitBench:
         values = workload.fleet(codec(self.codec, stream("positions").schema), self.vehicles).messages(1_000).values
         return sum(map(len, values)) // len(values)
 
-    def _delete(self, address: Address, pattern: str) -> None:
-        with channel_of(address) as channel:
-            if pattern == "streams":
-                channel.queue_delete(address.log("positions"))
-                return
-            for queue in (address.queue("positions", GROUP), address.dead_letters):
-                channel.queue_delete(queue)
-            for exchange in (address.exchange, address.dead_letters):
-                channel.exchange_delete(exchange)
+
+def address_on(node: DisposableRabbitMQ, pattern: str, prefix: str) -> Address:
+    """The first node, as the operator, in the virtual host of the pattern."""
+    vhost = rabbitmq.VHOST if pattern == "queues" else rabbitmq.STREAM_VHOST
+    return rabbitmq.address_of(node.nodes[0], node.credentials, vhost=vhost, prefix=prefix)
+
+
+def told(address: Address) -> dict[str, Any]:
+    """The address as a job carries it: without the password, which goes by environment."""
+    return {name: getattr(address, name) for name in ("port", "user", "host", "stream_port", "vhost", "prefix")}
+
+
+def delete_positions(address: Address, pattern: str) -> None:
+    """Delete the stream, or the queue with all that was made beside it."""
+    with channel_of(address) as channel:
+        if pattern == "streams":
+            channel.queue_delete(address.log("positions"))
+            return
+        for queue in (address.queue("positions", GROUP), address.dead_letters):
+            channel.queue_delete(queue)
+        for exchange in (address.exchange, address.dead_letters):
+            channel.exchange_delete(exchange)
 
 
 def order(repetition: int) -> list[Contender]:

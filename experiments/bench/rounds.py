@@ -92,7 +92,7 @@ class Bench:
                 yield self._measured(contender, repetition, prefix)
         finally:
             names = [where + each.name for where, streams in made.items() for each in streams]
-            _delete(self.bootstrap_servers, names)
+            delete_topics(self.bootstrap_servers, names)
 
     def _measured(self, contender: Contender, repetition: int, prefix: str) -> Run:
         folder = self.folder / f"{contender.name}-{repetition}"
@@ -192,7 +192,8 @@ def landed_problems(home: Home, broker: str, records: int, *, is_gapless: bool =
     return (*problems, *([f"{len(aside)} files in quarantine"] if aside else []))
 
 
-def _delete(bootstrap_servers: str, topics: list[str]) -> None:
+def delete_topics(bootstrap_servers: str, topics: list[str]) -> None:
+    """Delete them and wait until it is done."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 2})
     for future in admin.delete_topics(topics).values():
         future.result(30)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import rabbitmq_rounds, results
+from experiments.bench import latency, rabbitmq_rounds, results
 from experiments.bench.rabbitmq_client import transport_of
 from experiments.bench.rabbitmq_rounds import RabbitBench
 from experiments.bench.results import CONTENDERS, Run
@@ -95,3 +95,33 @@ def test_on_rabbitmq_one_message_too_many_voids_who_sent_and_who_would_read(
         "stream-read": ("stream-publish was void: nothing sound to read",),
         "stream-sink": ("stream-publish was void: nothing sound to read",),
     }
+
+
+@pytest.mark.brokers
+@pytest.mark.parametrize("way", ["kafka", "prompt"])
+def test_on_kafka_a_message_is_timed_from_when_it_was_due(kafka: DisposableCluster, way: str) -> None:
+    bench = latency.Bench((way,), (500,), 2.0, 1, servers=kafka.bootstrap_servers)
+    (run,) = bench.run()
+    assert not run.problem
+    assert 0 < run.found["p50_ms"] < 1000 * run.found["confirmed_s"]
+    with pytest.raises(UsageError):
+        KafkaTransport(kafka.bootstrap_servers, prefix=f"latency-{way}-500-1-").identity("positions")
+
+
+@pytest.mark.brokers
+@pytest.mark.timeout(280)
+def test_on_rabbitmq_a_message_is_timed_from_when_it_was_due() -> None:
+    with DisposableRabbitMQ(count=3) as node:
+        before = names_in(node)
+        bench = latency.Bench(("queues", "streams"), (500,), 2.0, 1, node=node)
+        runs = list(bench.run())
+        assert [run.problem for run in runs] == ["", ""]
+        assert all(0 < run.found["p50_ms"] < 1000 * run.found["confirmed_s"] for run in runs)
+        assert latency.table(runs).row_count == 2
+        assert names_in(node) == before
+
+
+def test_an_end_that_ends_too_soon_makes_the_run_void() -> None:
+    found, problem = latency._between({"way": "prompt"}, {})
+    assert found == {}
+    assert "KeyError" in problem
