@@ -114,7 +114,7 @@ class Bench:
     node: DisposableRabbitMQ | None = None
 
     def run(self) -> Iterator[Latency]:
-        """Every run, shuffled within each repetition. A first round warms the brokers up: only what is void of it counts."""
+        """Every run, shuffled within each repetition. Of a first round, which warms up, only what is void is told."""
         order = random.Random(1)  # noqa: S311 - an order, not a secret
         points = [(way, rate) for way in self.ways for rate in self.rates]
         for repetition in range(WARM_UP, self.repetitions + 1):
