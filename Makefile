@@ -1,6 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both install what is missing and say so.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status check format test bench performance docs notebooks deep-dives soak rabbit-million lock
+.PHONY: help setup demo up down status check format test bench latency performance docs notebooks deep-dives soak rabbit-million lock
 SHELL := /bin/sh
 BIN := .venv/bin
 
@@ -42,6 +42,9 @@ test: check ## check, then every test on real brokers
 
 bench: setup ## rates as ratios to bare clients in one run: Kafka, RabbitMQ queues (PerfTest) and streams (rstream)
 	@$(BIN)/python -m experiments.bench
+
+latency: setup ## how long a message is under way on Kafka, a quorum queue and a stream, by rate (about 8 minutes)
+	@$(BIN)/python -m experiments.bench.latency
 
 performance: setup ## profile seven roles on Kafka, two of them on RabbitMQ too; write docs/performance.md (about 20 minutes)
 	@$(BIN)/python -m experiments.profiles.performance
