@@ -39,7 +39,7 @@ T = TypeVar("T")
 BROKERS: Final = "brokers"  # a link in the run's folder to its brokers' data, as long as there is any
 ADMIN_S: Final = 20.0
 WATCHER_MS: Final = 2_000
-FOLLOWERS_S: Final = 5.0
+SEAL: Final = b"\0sealed"
 FIRST: Final = 0  # where reading begins; where the oldest record has a higher offset, the reset goes there
 WARM_UP_RECORDS: Final = 5_000
 
@@ -171,9 +171,9 @@ class Lab:
         producer.flush(ADMIN_S)
         return np.sort(np.asarray(confirmed, dtype=np.int64))
 
-    def read(self, topic: str, *, at_least: int = 0, **settings: Any) -> Records:
+    def read(self, topic: str, *, sealed: bool = False, **settings: Any) -> Records:
         """Everything in the topic from its oldest record to its present end, outside any group; see read_all()."""
-        return self.read_all([topic], at_least=at_least, **settings)[topic]
+        return self.read_all([topic], sealed=sealed, **settings)[topic]
 
     def beginnings(self, topics: Sequence[str]) -> list[TopicPartition]:
         """The partitions of these topics, for assign(), from their oldest records under auto.offset.reset=earliest.
@@ -183,27 +183,32 @@ class Lab:
         """
         return [TopicPartition(topic, number, FIRST) for topic in topics for number in self.describe(topic)]
 
-    def read_all(self, topics: Sequence[str], *, at_least: int = 0, **settings: Any) -> dict[str, Records]:
+    def read_all(self, topics: Sequence[str], *, sealed: bool = False, **settings: Any) -> dict[str, Records]:
         """The same of several topics at once, which takes hardly longer than of one.
 
-        What the leader alone has confirmed (acks=1) can be read when the followers have it too: as long as there are
-        not `at_least` so many records the topics are read again, for `FOLLOWERS_S` at most.
+        A reader is not shown what only the leader has (acks=1), nor what a leader just elected does not yet know to be
+        committed. With `sealed` a mark that all copies have confirmed is put behind each partition's records first, and
+        left out of the answer: what lies before it can be read.
         """
-        give_up = time.monotonic() + FOLLOWERS_S
-        while True:
-            found = self._read_once(topics, settings)
-            if sum(map(len, found.values())) >= at_least or time.monotonic() > give_up:
-                return found
-
-    def _read_once(self, topics: Sequence[str], settings: dict[str, Any]) -> dict[str, Records]:
+        if sealed:
+            self._seal(topics)
         consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
         try:
             places = self.beginnings(topics)
             consumer.assign(places)
             found = _drain(consumer, {(each.topic, each.partition) for each in places})
-            return {topic: _records([each for each in found if each.topic() == topic]) for topic in topics}
+            kept = [each for each in found if each.value() != SEAL]
+            return {topic: _records([each for each in kept if each.topic() == topic]) for topic in topics}
         finally:
             consumer.close()
+
+    def _seal(self, topics: Sequence[str]) -> None:
+        producer = self.producer("sealer", acks="all", linger_ms=0)
+        for topic in topics:
+            for number in self.describe(topic):
+                produce(producer, topic, value=SEAL, partition=number)
+        if producer.flush(ADMIN_S):
+            raise BrokerUnavailable(f"no mark of all copies behind {', '.join(topics)} within {ADMIN_S:g} s")
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

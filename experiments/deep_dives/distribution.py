@@ -90,7 +90,7 @@ def outage(trial: Trial) -> None:
     trial.record("led_after_return", _led_by(lab, topic, 1), "partitions")
     trial.within(lambda: _elect(trial, topic, led_before), trial.number("election_s"))
     trial.record("led_after_election", _led_by(lab, topic, 1), "partitions")
-    read = lab.workload.sequences(lab.read(topic).values)
+    read = lab.workload.sequences(lab.read(topic, sealed=True).values)
     trial.account(reconcile(total, np.flatnonzero(~np.isnan(acknowledged)), read, lanes=read % PARTITIONS))
 
 
@@ -114,7 +114,7 @@ def reassignment(trial: Trial) -> None:
     trial.record("move_time", move.finish(), "s")
     trial.record("longest_wait", float(np.nanmax(acknowledged - (began + np.arange(total) / rate))), "s")
     everything = len(stored) + total
-    read = lab.workload.sequences(lab.read(topic).values)
+    read = lab.workload.sequences(lab.read(topic, sealed=True).values)
     trial.account(
         reconcile(everything, np.arange(everything)[: len(stored) + int(np.sum(~np.isnan(acknowledged)))], read)
     )

@@ -68,7 +68,8 @@ def distribution(trial: Trial) -> None:
     keys, vehicle = choose(trial, trial.text("key"), count)
     topic = trial.lab.topic("distribution", partitions)
     values = trial.lab.workload.messages(count).values
-    confirmed = trial.lab.send(topic, keys, values, partitioner=trial.text("partitioner"))
+    # Idempotent, as the application's: without it a batch that a new leader sends back comes after those behind it.
+    confirmed = trial.lab.send(topic, keys, values, partitioner=trial.text("partitioner"), enable_idempotence=True)
     read = trial.lab.read(topic)
     sequences = trial.lab.workload.sequences(read.values)
     trial.account(reconcile(count, confirmed, sequences, lanes=vehicle[sequences]))

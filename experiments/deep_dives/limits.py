@@ -371,7 +371,7 @@ def settings(trial: Trial) -> None:
     for number in range(ROUNDS):
         for side in sides[:: 1 if number % 2 else -1]:
             side.send()
-    content = trial.lab.read_all([side.topic for side in sides], at_least=sum(side.sent for side in sides))
+    content = trial.lab.read_all([side.topic for side in sides], sealed=True)
     for side in sides:
         side.account(content[side.topic])
     trial.record("rate", other.rate, "records/s")

@@ -62,7 +62,7 @@ def cost(trial: Trial) -> None:
     if failures:
         raise KafkaException(failures[0])
     sent = count + trial.count("singles") + trial.count("partitions")
-    missing = sent - len(lab.read(topic, at_least=sent))
+    missing = sent - len(lab.read(topic, sealed=True))
     trial.record("missing", missing, "records")
     if missing:
         trial.record(VOID, 1, "", note=f"{missing} records are missing")
@@ -95,7 +95,7 @@ def survival(trial: Trial) -> None:
     lab.control.heal()
     # In sync, not only led: until then the leader does not know what is committed, and shows a reader less.
     trial.wait_until(lambda: len(lab.describe(topic)[0][2]) == trial.count("replication"), "all copies in sync")
-    read = lab.workload.sequences(lab.read(topic).values)
+    read = lab.workload.sequences(lab.read(topic, sealed=True).values)
     trial.account(reconcile(count, confirmed, read[:count]))
 
 
@@ -120,7 +120,7 @@ def lagging(trial: Trial) -> None:
         lab.control.resume(follower)
     trial.wait_until(lambda: producer.flush(0.5) == 0, "all records confirmed or given up")
     lab.control.heal()
-    read = lab.workload.sequences(lab.read(topic).values)
+    read = lab.workload.sequences(lab.read(topic, sealed=True).values)
     trial.account(reconcile(count + 1, confirmed, read))
 
 
@@ -148,7 +148,7 @@ def unclean(trial: Trial) -> None:
     trial.wait_until(
         lambda: lab.describe(topic)[0][0] >= 0 and len(lab.describe(topic)[0][2]) == 2, "both copies in sync"
     )
-    read = lab.workload.sequences(lab.read(topic).values)
+    read = lab.workload.sequences(lab.read(topic, sealed=True).values)
     trial.account(reconcile(count, np.concatenate([first, second]), read))
 
 
