@@ -92,7 +92,7 @@ class Lab:
     @property
     def broker_count(self) -> int:
         """How many brokers answer now."""
-        return len(self._metadata().brokers)
+        return len(self._metadata(self._watcher).brokers)
 
     # -- topics and groups ---------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Lab:
 
     def ask_leaders(self, ask: Callable[[], T]) -> T:
         """The answer to what `admin` asks partitions' leaders, and may ask twice: a new leader may not be known yet."""
-        return patiently(self.bootstrap_servers, ADMIN_S, ask, self._metadata)
+        return patiently(self.bootstrap_servers, ADMIN_S, ask, lambda: self._metadata(self.admin))
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -291,17 +291,17 @@ class Lab:
         self._applications += [f"lab-{run_id}-" for run_id in runs]
         self._delete()
 
-    def _metadata(self) -> ClusterMetadata:
-        """What the cluster says of itself; BrokerUnavailable when it does not answer."""
+    def _metadata(self, asking: AdminClient) -> ClusterMetadata:
+        """What the cluster says of itself, which `asking` knows then; BrokerUnavailable when it does not answer."""
         try:
-            found: ClusterMetadata = self._watcher.list_topics(timeout=ADMIN_S)
+            found: ClusterMetadata = asking.list_topics(timeout=ADMIN_S)
         except KafkaException as error:
             raise BrokerUnavailable(f"{self.bootstrap_servers}: {error.args[0].str()}") from error
         return found
 
     def _find(self, parts: Sequence[str]) -> None:
         """Topics and groups whose names contain one of these are to be deleted too."""
-        topics = self._metadata().topics
+        topics = self._metadata(self.admin).topics
         groups = [each.group_id for each in answer(self.admin.list_consumer_groups(request_timeout=ADMIN_S)).valid]
         for names, known in ((topics, self._topics), (groups, self._groups)):
             known += [name for name in names if name not in known and any(part in name for part in parts)]
