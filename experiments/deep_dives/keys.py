@@ -419,7 +419,7 @@ KEYS = Experiment(
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=1.9,
+            trial_s=1.2,
             columns=("fullest", "split_vehicles", "reordered", "lost", "duplicated"),
         ),
         Scene(
@@ -435,7 +435,7 @@ KEYS = Experiment(
                 _VEHICLES,
                 _EXPONENT,
             ),
-            trial_s=3.5,
+            trial_s=3.0,
             allows_loss=True,  # the trial ends with a backlog on purpose
             columns=("hottest_share", "hottest_lag", "neighbour_lag", "other_lag"),
         ),
@@ -451,7 +451,7 @@ KEYS = Experiment(
                 fixed("rate", "records a second", 2_000.0, 5_000.0),
                 fixed("seconds", "of load", 1.0, 1.0, 10.0),
             ),
-            trial_s=1.8,
+            trial_s=1.5,
             columns=("batch_size", "latency_p50"),
         ),
         Scene(
@@ -461,7 +461,7 @@ KEYS = Experiment(
             "partition of each key.",
             disagreement,
             (_PARTITIONS, _VEHICLES),
-            trial_s=3.8,
+            trial_s=1.6,
             columns=("python_agrees", "python_murmur2_agrees"),
         ),
         Scene(
@@ -470,7 +470,7 @@ KEYS = Experiment(
             "vehicles that have records in two partitions.",
             growth,
             (factor("grown_to", "partitions afterwards", (7, 12), (7, 12), (7, 8, 12, 24)), _PARTITIONS, _VEHICLES),
-            trial_s=1.5,
+            trial_s=0.45,
             columns=("moved",),
         ),
     ),

@@ -858,7 +858,7 @@ LIMITS = Experiment(
                 fixed("warm_up", "records at full speed before the first trial", 5_000, 500_000),
                 fixed("pool", "different records, offered again and again", 20_000, 150_000, 2_000_000),
             ),
-            trial_s=10.4,
+            trial_s=9.0,
             timeout_s=300.0,
             columns=(
                 "full_speed",
@@ -881,7 +881,7 @@ LIMITS = Experiment(
                 fixed("live_rate", "records a second beside it", 20_000.0),
                 fixed("live_s", "seconds of that", 0.5, 1.0, 10.0),
             ),
-            trial_s=3.6,
+            trial_s=2.4,
             columns=("built_up_at", "drain_rate", "drain_time", "lost", "duplicated"),
         ),
         Scene(
@@ -898,7 +898,7 @@ LIMITS = Experiment(
                 fixed("records", "sent at most, under each", 10_000, 80_000, 1_000_000),
                 fixed("megabytes", "sent at most, under each", 10, 80, 1_000),
             ),
-            trial_s=4.0,
+            trial_s=3.7,
             columns=("rate", "usual_rate", "bytes", "usual_bytes", "cpu", "lost", "duplicated"),
         ),
         Scene(
@@ -914,7 +914,7 @@ LIMITS = Experiment(
                 factor("limit", "which", SIZES[:-1], SIZES),
                 fixed("bytes", "the limit", 20_000),
             ),
-            trial_s=1.0,
+            trial_s=0.5,
             columns=("largest", "accepted", "refused_by_client", "refused_by_broker", "delivered"),
         ),
     ),

@@ -487,7 +487,7 @@ RETENTION = Experiment(
                 fixed("patience_s", "seconds for the cleaner, twice", 1.6, 1.6, 3.0),
             ),
             keep=lambda levels: levels["policy"] == "compact" or levels["dirty_ratio"] == 0.01,
-            trial_s=4.2,
+            trial_s=3.9,
             columns=("readable", "removed", "stale", "latest_kept", "tombstones_left"),
         ),
         Scene(
@@ -501,7 +501,7 @@ RETENTION = Experiment(
                 fixed("records", "in the partition", 400),
                 fixed("patience_s", "seconds without a record after which reading is over", 0.6),
             ),
-            trial_s=1.7,
+            trial_s=0.95,
             allows_loss=True,
             columns=("missed", "deleted_unread", "was_told"),
         ),
