@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from experiments import provenance
 from experiments.bench import rabbitmq_rounds, results
+from experiments.bench.options import count, some_of
 from experiments.bench.rabbitmq_rounds import RabbitBench
 from experiments.bench.results import CONTENDERS, Contender, Run
 from experiments.bench.rounds import WARM_UP, Bench
@@ -66,18 +67,21 @@ def main(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.bench", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--brokers", type=_brokers, default=tuple(_CONTENDERS), help="kafka,rabbitmq (default: one after the other)"
+        "--brokers",
+        type=some_of(_CONTENDERS),
+        default=tuple(_CONTENDERS),
+        help="kafka,rabbitmq (default: one after the other)",
     )
-    parser.add_argument("--records", type=_count, default=1_000_000, help="positions in the topic (default: 1,000,000)")
+    parser.add_argument("--records", type=count, default=1_000_000, help="positions in the topic (default: 1,000,000)")
     parser.add_argument(
-        "--queue-records", type=_count, default=300_000, help="positions in the queue (default: 300,000)"
+        "--queue-records", type=count, default=300_000, help="positions in the queue (default: 300,000)"
     )
     parser.add_argument(
-        "--stream-records", type=_count, default=2_000_000, help="positions in RabbitMQ's stream (default: 2,000,000)"
+        "--stream-records", type=count, default=2_000_000, help="positions in RabbitMQ's stream (default: 2,000,000)"
     )
-    parser.add_argument("--repetitions", type=_count, default=5, help="rounds, each on new topics (default: 5)")
+    parser.add_argument("--repetitions", type=count, default=5, help="rounds, each on new topics (default: 5)")
     parser.add_argument("--codec", choices=sorted(CODECS), default="json")
-    parser.add_argument("--vehicles", type=_count, default=20, help="simulated vehicles (default: 20)")
+    parser.add_argument("--vehicles", type=count, default=20, help="simulated vehicles (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args(arguments)
     for name in ("records", "queue_records", "stream_records"):
@@ -90,20 +94,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             "acknowledges at once and PerfTest shall too"
         )
     return options
-
-
-def _brokers(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if unknown := set(names) - set(_CONTENDERS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: some of {', '.join(_CONTENDERS)}")
-    return names
-
-
-def _count(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return number
 
 
 def _runs(options: argparse.Namespace, scratch: Path) -> list[Run]:

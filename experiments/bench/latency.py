@@ -26,6 +26,7 @@ from rich.table import Table
 
 from experiments import figures, provenance
 from experiments.bench.latency_client import QUANTILES
+from experiments.bench.options import count, some_of
 from experiments.bench.rabbitmq_client import PASSWORD, transport_of
 from experiments.bench.rabbitmq_rounds import address_on, delete_positions, installed_version, told
 from experiments.bench.results import Spread
@@ -47,12 +48,18 @@ COLOURS: Final = {"kafka": figures.BLUE, "prompt": figures.SKY, "queues": figure
 METRICS: Final = tuple(f"p{100 * each:g}_ms" for each in QUANTILES)
 RATES: Final = (100, 1_000, 10_000)
 REMARKS: Final = (
-    """three nodes and three copies on each side, all on this machine; Kafka: acks=all, min.insync.replicas=2, 6
-    partitions; RabbitMQ: persistent, confirmed; one queue, one stream""",
-    """not the same guarantee: a quorum queue's majority has synced a message to disk when it is confirmed, Kafka's and
-    the stream's copies have it in memory""",
-    """the application's clients of Kafka wait for company to save work (linger.ms 5, fetch.min.bytes 64 KiB for at most
-    100 ms); prompt ones do not (0 and 1); otherwise their settings are the same""",
+    (
+        "three nodes and three copies on each side, all on this machine; Kafka: acks=all, min.insync.replicas=2, "
+        "6 partitions; RabbitMQ: persistent, confirmed; one queue, one stream"
+    ),
+    (
+        "not the same guarantee: a quorum queue's majority has synced a message to disk when it is confirmed, "
+        "Kafka's and the stream's copies have it in memory"
+    ),
+    (
+        "the application's clients of Kafka wait for company to save work (linger.ms 5, fetch.min.bytes 64 KiB for at "
+        "most 100 ms); prompt ones do not (0 and 1); otherwise their settings are the same"
+    ),
 )
 COPIES: Final = 3
 START_S: Final = 0.2  # from both ends' readiness until the first message is due
@@ -195,16 +202,14 @@ def draw(runs: Sequence[Latency]) -> Drawing:
     figure, axes = figures.panels(2, width=10.0, height=3.6, sharey=True)
     for axis, metric, title in zip(axes, METRICS, ("Half of the messages within", "95 % within"), strict=False):
         for way, says in WAYS.items():
-            rates = sorted({run.rate for run in runs if sound(runs, way, run.rate, metric)})
-            spreads = [(rate, Spread.of(sound(runs, way, rate, metric))) for rate in rates]
-            known = [(rate, spread) for rate, spread in spreads if spread]
+            found = {rate: Spread.of(sound(runs, way, rate, metric)) for rate in sorted({run.rate for run in runs})}
+            known = {rate: spread for rate, spread in found.items() if spread}
             if known:
-                places = [rate for rate, _ in known]
-                axis.plot(places, [each.median for _, each in known], "o-", color=COLOURS[way], label=says)
-                axis.fill_between(
-                    places, [each.least for _, each in known], [each.most for _, each in known],
-                    color=COLOURS[way], alpha=0.15, linewidth=0,
-                )  # fmt: skip
+                least, median, most = zip(
+                    *((each.least, each.median, each.most) for each in known.values()), strict=True
+                )
+                axis.plot([*known], median, "o-", color=COLOURS[way], label=says)
+                axis.fill_between([*known], least, most, color=COLOURS[way], alpha=0.15, linewidth=0)
         axis.set(xscale="log", yscale="log", xlabel="messages a second", title=title)
     axes[0].set_ylabel("ms from due to received")
     axes[0].legend()
@@ -228,16 +233,7 @@ def main(arguments: list[str]) -> int:
         with figures.style():
             figures.save(draw(runs), options.figure, str(facts["began"]))
     if options.json:
-        print(
-            json.dumps(
-                {
-                    **facts,
-                    "remarks": [" ".join(each.split()) for each in REMARKS],
-                    "runs": [asdict(run) for run in runs],
-                },
-                indent=2,
-            )
-        )
+        print(json.dumps({**facts, "remarks": REMARKS, "runs": [asdict(run) for run in runs]}, indent=2))
     else:
         _print(facts, runs, options)
     return int(any(run.problem for run in runs))
@@ -245,30 +241,22 @@ def main(arguments: list[str]) -> int:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.bench.latency", description=__doc__.partition("\n")[0])
-    parser.add_argument("--ways", type=_ways, default=tuple(WAYS), help=f"some of {', '.join(WAYS)} (default: all)")
+    parser.add_argument(
+        "--ways", type=some_of(WAYS), default=tuple(WAYS), help=f"some of {', '.join(WAYS)} (default: all)"
+    )
     parser.add_argument("--rates", type=_rates, default=RATES, help="messages a second (default: 100,1000,10000)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of load a run (default: 4)")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each way and rate (default: 5)")
+    parser.add_argument("--repetitions", type=count, default=5, help="of each way and rate (default: 5)")
     parser.add_argument("--figure", type=Path, help="draw it into this PNG")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args(arguments)
-    if options.repetitions < 1 or options.seconds <= 0:
-        parser.error("--repetitions and --seconds: above 0")
+    if options.seconds <= 0:
+        parser.error("--seconds: above 0")
     return options
 
 
-def _ways(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if unknown := set(names) - set(WAYS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: some of {', '.join(WAYS)}")
-    return names
-
-
 def _rates(text: str) -> tuple[int, ...]:
-    rates = tuple(int(each) for each in text.split(","))
-    if min(rates) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 each")
-    return rates
+    return tuple(count(each) for each in text.split(","))
 
 
 def _runs(options: argparse.Namespace) -> Iterator[Latency]:
@@ -301,7 +289,7 @@ def _print(facts: dict[str, Any], runs: list[Latency], options: argparse.Namespa
     brokers = ", ".join(f"{name} {number}" for name, number in facts["brokers"].items())
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     remarks = (
-        *(" ".join(each.split()) for each in REMARKS),
+        *REMARKS,
         f"median (least – most) of {options.repetitions} runs of {options.seconds:g} s, the first fifth left out",
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}; load before: {load}",
         f"{brokers}; Python {machine['python']}, {versions}; code {facts['code'][:12]}; {facts['began']}",
