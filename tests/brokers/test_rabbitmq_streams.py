@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from streaming.topology import STREAMS
 from streaming.transformers.windows import MeansStep
 from streaming.transports.rabbitmq.declaring import channel_of
 from streaming.transports.rabbitmq.outbox import OutboxTransaction
-from streaming.transports.rabbitmq.stream_loop import close, connect
+from streaming.transports.rabbitmq.stream_loop import StreamLink, close, connect
 from streaming.transports.rabbitmq.stream_source import StreamSource
 from streaming.transports.rabbitmq.streams import RabbitStreams
 from tests.brokers.rabbitmq_scenes import (
@@ -136,6 +136,45 @@ def test_lost_connections_lose_and_double_nothing_on_either_side(streams: Rabbit
     sequences = [n for batch in batches for n in CODEC.decode(batch.values).table["sequence"]]
     assert sequences == list(range(50_000))
     assert keeper.lost == 0
+
+
+async def nothing(_: Client) -> None:
+    """Do it."""
+
+
+def test_a_node_that_listens_and_is_slow_is_waited_for(
+    streams: RabbitStreams, rabbitmq: DisposableRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.transports.rabbitmq.stream_loop.CONNECT_TIMEOUT_S", 0.2)
+    log = streams._address.log("positions")
+    rabbitmq.pause(1)
+    try:
+        link = StreamLink(streams._loop, streams._address, "slow", log, on_open=nothing, on_lost=lambda: None)
+        until(lambda: link._reason)
+    finally:
+        rabbitmq.resume(1)
+    link.wait_open(timeout_s=0)
+    monkeypatch.undo()  # closing has the time again that it takes
+    link.close()
+
+
+async def stumble(_: Client) -> None:
+    """Fail as nobody expects it."""
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("change", "on_open", "reason"), [({}, stumble, "ZeroDivision"), ({"stream_port": 1}, nothing, "ConnectionRefused")]
+)
+def test_a_link_that_can_not_open_says_why(
+    streams: RabbitStreams, change: dict[str, int], on_open: Callable[[Client], Awaitable[None]], reason: str
+) -> None:
+    there = replace(streams._address, **change)  # type: ignore[arg-type]
+    link = StreamLink(streams._loop, there, "poor", there.log("positions"), on_open=on_open, on_lost=lambda: None)
+    until(lambda: link.failure or link._reason)
+    with pytest.raises(BrokerUnavailable, match=reason):
+        link.wait_open(timeout_s=0)
+    link.close()
 
 
 def test_a_stream_made_anew_has_another_identity_and_a_reader_of_the_old_one_stops(streams: RabbitStreams) -> None:

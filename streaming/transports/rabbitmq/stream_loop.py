@@ -18,15 +18,16 @@ from rstream.client import Client
 
 from streaming.errors import BrokerUnavailable, SetupError, StreamgaugeError, UsageError
 from streaming.transports.rabbitmq.address import Address
+from streaming.transports.rabbitmq.link import CONNECT_TIMEOUT_S, GRANT_TIMEOUT_S
 
 T = TypeVar("T")
 FRAME_MAX_BYTES: Final = 1024**2
 HEARTBEAT_S: Final = 15
-CONNECT_TIMEOUT_S: Final = 10.0
 _FAREWELL_S: Final = 2.0
 _REFUSED: Final = (exceptions.AccessRefused, exceptions.AuthenticationFailure, exceptions.VirtualHostAccessFailure)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
-_TRANSIENT: Final = (OSError, exceptions.ServerError, exceptions.ClientError, TimeoutError, AssertionError)
+# The last is rstream's way to say that a leader or a copy is at a node of which it was not told.
+_TRANSIENT: Final = (OSError, exceptions.ServerError, exceptions.ClientError, AssertionError, LookupError)
 
 logging.getLogger("rstream").setLevel(logging.CRITICAL)  # it reports every lost connection; the link does that
 
@@ -134,6 +135,7 @@ class StreamLink:
         on_lost: Callable[[], None],
     ) -> None:
         self.failure: StreamgaugeError | None = None  # why there will be no connection again
+        self._reason: StreamgaugeError | None = None  # why the last try came to nothing
         self._loop, self._address, self._name, self._stream = loop, address, name, stream
         self._on_open, self._on_lost = on_open, on_lost
         self._opened = threading.Event()
@@ -141,13 +143,18 @@ class StreamLink:
         self._ended: asyncio.Event | None = None
         self._serving = loop.start(self._serve())
 
-    def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Return when connected for the first time; `timeout_s` is for each node."""
-        self._opened.wait(timeout_s * len(self._address.nodes))
+    def wait_open(self, timeout_s: float = CONNECT_TIMEOUT_S, granted_s: float = GRANT_TIMEOUT_S) -> None:
+        """Return when connected for the first time. BrokerUnavailable on time-out, SetupError when refused.
+
+        `timeout_s` is for each node. A node that listens is there, and may only be slow: it gets `granted_s` more.
+        """
+        if not self._opened.wait(timeout_s * len(self._address.nodes)) and not _is_absence(self._reason):
+            self._opened.wait(granted_s)
         if self.failure:
             raise self.failure
         if not self._opened.is_set():
-            raise BrokerUnavailable(f"no RabbitMQ answers at {self._address}, port {self._address.stream_port}")
+            where = f"{self._address}, port {self._address.stream_port}"
+            raise self._reason or BrokerUnavailable(f"no RabbitMQ answers at {where}")
 
     def call(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run what `function` returns on the loop, soon; errors end the connection."""
@@ -176,11 +183,16 @@ class StreamLink:
 
     async def _serve(self) -> None:
         wait_s = _FIRST_WAIT_S
-        while not self._closing and not self.failure:
-            wait_s = _FIRST_WAIT_S if await self._serve_once() else min(2 * wait_s, _LONGEST_WAIT_S)
-            if not self._closing:
-                await asyncio.sleep(wait_s)
-        self._opened.set()
+        try:
+            while not self._closing and not self.failure:
+                wait_s = _FIRST_WAIT_S if await self._serve_once() else min(2 * wait_s, _LONGEST_WAIT_S)
+                if not self._closing:
+                    await asyncio.sleep(wait_s)
+        except Exception as error:
+            self.failure = translated(error, self._address)  # a link must not end in silence
+            raise
+        finally:
+            self._opened.set()
 
     async def _serve_once(self) -> bool:
         """One connection's life; whether it had one."""
@@ -206,8 +218,15 @@ class StreamLink:
 
     def _judge(self, error: StreamgaugeError) -> None:
         """On a first connection a missing stream or a refusal is final; later it is a node on its way."""
+        self._reason = error
         if not self._opened.is_set() and not isinstance(error, BrokerUnavailable):
             self.failure = error
+
+
+def _is_absence(reason: StreamgaugeError | None) -> bool:
+    """Whether nobody listens there; a try that takes its time, or ran out of it, has met somebody."""
+    cause = reason and reason.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, TimeoutError)
 
 
 async def _connect(address: Address, name: str, host: str, port: int) -> tuple[Client, asyncio.Event]:
