@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -187,28 +188,31 @@ class Lab:
         """The same of several topics at once, which takes hardly longer than of one.
 
         A reader is not shown what only the leader has (acks=1), nor what a leader just elected does not yet know to be
-        committed. With `sealed` a mark that all copies have confirmed is put behind each partition's records first, and
-        left out of the answer: what lies before it can be read.
+        committed, nor what a transaction committed a moment ago, whose mark the partition has not got yet. With
+        `sealed` a mark that all copies have confirmed is put behind each partition's records first, read up to, and
+        left out of the answer: what lies before it has been read.
         """
-        if sealed:
-            self._seal(topics)
-        consumer = self.consumer("reader", "unused", enable_partition_eof=True, fetch_wait_max_ms=20, **settings)
+        seal = self._seal(topics) if sealed else None
+        consumer = self.consumer("reader", "unused", enable_partition_eof=not sealed, fetch_wait_max_ms=20, **settings)
         try:
             places = self.beginnings(topics)
             consumer.assign(places)
-            found = _drain(consumer, {(each.topic, each.partition) for each in places})
-            kept = [each for each in found if each.value() != SEAL]
+            found = _drain(consumer, {(each.topic, each.partition) for each in places}, seal)
+            kept = [each for each in found if not (each.value() or b"").startswith(SEAL)] if sealed else found
             return {topic: _records([each for each in kept if each.topic() == topic]) for topic in topics}
         finally:
             consumer.close()
 
-    def _seal(self, topics: Sequence[str]) -> None:
+    def _seal(self, topics: Sequence[str]) -> bytes:
+        """A new mark behind each partition's records, confirmed by all copies."""
+        seal = SEAL + uuid4().bytes
         producer = self.producer("sealer", acks="all", linger_ms=0)
         for topic in topics:
             for number in self.describe(topic):
-                produce(producer, topic, value=SEAL, partition=number)
+                produce(producer, topic, value=seal, partition=number)
         if producer.flush(ADMIN_S):
             raise BrokerUnavailable(f"no mark of all copies behind {', '.join(topics)} within {ADMIN_S:g} s")
+        return seal
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -390,17 +394,20 @@ def noting(confirmed: list[int], place: int) -> Callable[[KafkaError | None, Mes
     return note
 
 
-def _drain(consumer: Consumer, still_open: set[tuple[str | None, int | None]]) -> list[Message]:
-    """All messages up to the end of each of these (topic, partition)."""
+def _drain(
+    consumer: Consumer, still_open: set[tuple[str | None, int | None]], seal: bytes | None = None
+) -> list[Message]:
+    """All messages up to the seal of each of these (topic, partition), or to its end if the client tells of ends."""
     messages: list[Message] = []
     give_up = time.monotonic() + ADMIN_S
     while still_open:
         for message in consumer.consume(5_000, timeout=0.05):
             if (error := message.error()) is None:
                 messages.append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
+            is_end = message.value() == seal if error is None else error.code() == KafkaError._PARTITION_EOF
+            if is_end:
                 still_open.discard((message.topic(), message.partition()))
-            elif not error.retriable():
+            elif error is not None and not error.retriable():
                 raise KafkaException(error)
             give_up = time.monotonic() + ADMIN_S
         if time.monotonic() > give_up:

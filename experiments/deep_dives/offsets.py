@@ -236,7 +236,7 @@ def crashes(trial: Trial) -> None:
     trial.wait_until(lambda: _is_alive(process) and _committed(lab, group, topic) == count, "all input committed")
     process.terminate()
     process.communicate(timeout=trial.remaining_s)
-    read = lab.read(output, isolation_level="read_committed")
+    read = lab.read(output, sealed=True, isolation_level="read_committed")
     found = reconcile(count, confirmed, lab.workload.sequences(read.values))
     trial.account(found)
     trial.record("is_exact", found.lost == 0 and found.duplicated == 0, "")
@@ -374,7 +374,7 @@ def cost(trial: Trial) -> None:
     took = time.monotonic() - began
     trial.record("rate", count / took, "records/s")
     trial.record("commit_time", 1000 * float(np.median(commits)) if commits else float("nan"), "ms")
-    read = lab.read(topic, isolation_level="read_committed")
+    read = lab.read(topic, sealed=True, isolation_level="read_committed")
     trial.account(reconcile(count, confirmed, lab.workload.sequences(read.values), lanes=read.partitions))
 
 
