@@ -19,6 +19,7 @@ from matplotlib.figure import Figure as Drawing
 
 from experiments import figures
 from experiments.experiment import Experiment, Figure, Needs, Scene, Sized, factor, fixed
+from experiments.faults import SOON_MISSED
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, RED
 from experiments.findings import Claim, Judgement, always, compare, paired, per_repetition
 from experiments.lab import Lab, answer, produce
@@ -337,7 +338,7 @@ DISTRIBUTION = Experiment(
         "itself, "
         "and what does a move to other brokers or racks do?"
     ),
-    broker_settings=MappingProxyType({"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "500"}),
+    broker_settings=SOON_MISSED,
     scenes=(
         Scene(
             "placement",

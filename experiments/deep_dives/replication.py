@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure as Drawing
 
 from experiments import figures
 from experiments.experiment import Experiment, Figure, Needs, Scene, factor, fixed
+from experiments.faults import SOON_MISSED
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from experiments.findings import Claim, Judgement, always, compare, paired, per_repetition
 from experiments.lab import noting, produce
@@ -435,7 +435,7 @@ REPLICATION = Experiment(
         "they survive, "
         "and when are confirmed records lost all the same?"
     ),
-    broker_settings=MappingProxyType({"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "500"}),
+    broker_settings=SOON_MISSED,
     scenes=(
         Scene(
             "cost",
@@ -470,8 +470,8 @@ REPLICATION = Experiment(
                 factor("deaths", "brokers killed", (1,), (1, 2)),
                 fixed("records", "confirmed before", 200, 500),
                 fixed("noticed_s", "at most until the others know of the deaths", 15.0),
-                fixed("unnoticed_s", "the same without a quorum of controllers", 4.0),
-                fixed("patience_s", "for a new record from then on", 3.0, 3.0, 8.0),
+                fixed("unnoticed_s", "the same without a quorum of controllers", 2.4),
+                fixed("patience_s", "for a new record from then on", 2.0, 2.0, 8.0),
             ),
             keep=_is_telling,
             trial_s=10.2,
@@ -504,7 +504,7 @@ REPLICATION = Experiment(
             (
                 factor("unclean_election", "unclean.leader.election.enable", (), ("true", "false")),
                 fixed("records", "confirmed", 200, 500),
-                fixed("patience_s", "for a leader", 2.5, 2.5, 5.0),
+                fixed("patience_s", "for a leader", 2.0, 2.0, 5.0),
             ),
             trial_s=8.6,
             timeout_s=120.0,

@@ -374,7 +374,7 @@ RETRIES = Experiment(
         "time-outs "
         "change? What does a consumer's retry block, and what do a retry topic and dead letters cost?"
     ),
-    broker_settings=MappingProxyType({"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}),
+    broker_settings=MappingProxyType({"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "200"}),
     scenes=(
         Scene(
             "faults",

@@ -45,7 +45,7 @@ WITHIN_US, BEYOND_US = 1_500_000, 7_000_000  # how much too late a record is sen
 EVERYBODY, NOBODY = "everybody", "nobody"
 OUTPUT: Final = ("position_means", "alerts")
 END_S: Final = 20.0
-ALERTS_S: Final = 5.0  # after the last mean: one whose mean is wrong may never come
+ALERTS_S: Final = 2.5  # after the last mean: one whose mean is wrong may never come
 _MEAN: Final = pl.Schema(
     {
         "vehicle": pl.String,
@@ -579,12 +579,12 @@ STREAMS_DIVE = Experiment(
             catch_up,
             (
                 factor("system", "who computes", ORDER, ORDER),
-                fixed("records", "in the topic before the start", 6_000, 60_000, 200_000),
-                fixed("records_quix", "for Quix Streams", 3_000, 6_000, 20_000),
+                fixed("records", "in the topic before the start", 6_000, 40_000, 200_000),
+                fixed("records_quix", "for Quix Streams", 3_000, 3_000, 20_000),
                 fixed("more", "after the loss of local state", 2_000),
                 fixed("loses_state", "who does", NOBODY, EVERYBODY),
                 fixed("stragglers", "records within the grace, and as many beyond it", 12),
-                fixed("silence_s", "without a record", 0.2, 1.5),
+                fixed("silence_s", "without a record", 0.2, 1.0),
                 fixed("patience_s", "without a new window, then one is missing", 15.0),
             ),
             trial_s=16.2,

