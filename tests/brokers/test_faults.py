@@ -44,7 +44,7 @@ def own_cluster() -> Iterator[DisposableCluster]:
 def test_ten_kills_of_sink_and_transformer_and_one_of_a_broker_lose_and_double_nothing(
     own_cluster: DisposableCluster, tmp_path: Path
 ) -> None:
-    home = new_lab(tmp_path / "home", own_cluster.bootstrap_servers, vehicles=500, rate_hz=10.1, seed=SEED)
+    home = new_lab(tmp_path / "home", own_cluster.bootstrap_servers, vehicles=300, rate_hz=10.1, seed=SEED)
     with ExitStack() as stack:
         steady = [stack.enter_context(RoleProcess(home, name)) for name in REST]
         sink = stack.enter_context(RoleProcess(home, "positions-parquet"))
@@ -52,7 +52,7 @@ def test_ten_kills_of_sink_and_transformer_and_one_of_a_broker_lose_and_double_n
         for role in (*steady, sink, transformer):
             role.wait_until_ready()
         killers = [
-            Killer(sink, KILLS, SEED, is_sink=True),
+            Killer(sink, KILLS, SEED, is_sink=True, longest_life_s=30),  # where nothing comes any more, no moment does
             Killer(transformer, KILLS, SEED + 1),
         ]
         threads = [threading.Thread(target=killer.run) for killer in killers]
