@@ -17,6 +17,7 @@ from matplotlib.figure import Figure as Drawing
 
 from experiments import figures
 from experiments.experiment import Experiment, Figure, Needs, Scene, factor, fixed
+from experiments.faults import SOON_MISSED
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from experiments.findings import Claim, Judgement, always, compare, paired, per_repetition
 from experiments.lab import produce
@@ -374,7 +375,7 @@ RETRIES = Experiment(
         "time-outs "
         "change? What does a consumer's retry block, and what do a retry topic and dead letters cost?"
     ),
-    broker_settings=MappingProxyType({"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "200"}),
+    broker_settings=MappingProxyType(SOON_MISSED | {"broker.session.timeout.ms": "2000"}),
     scenes=(
         Scene(
             "faults",

@@ -22,7 +22,7 @@ from streaming.transports.kafka.settings import READER
 from streaming.transports.positions import STATE_KEY, Snapshot
 
 _POLL_RECORDS: Final = 20_000
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.02
 _SILENCE_S: Final = 30.0
 _FIRST_LOOK_BACK: Final = 32  # offsets: a few transactions
 

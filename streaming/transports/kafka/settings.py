@@ -98,5 +98,9 @@ READER: Final[Settings] = MappingProxyType(
         **_COMMITTED_READER,
         "enable.partition.eof": True,  # the only sure sign of the end: control records make offsets end anywhere
         "group.id": "streamgauge-reader",  # required by the client; a reader never joins it
+        # It goes to an end and stops there: with the waits above each look at a partition's snapshot took 0.3 s, and a
+        # transformer that starts (or is given more) takes six of them one after the other.
+        "fetch.wait.max.ms": 10,
+        "fetch.min.bytes": 1,
     }
 )
