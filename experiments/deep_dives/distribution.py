@@ -369,7 +369,7 @@ DISTRIBUTION = Experiment(
                 fixed("outage_s", "when it happens", 0.5),
                 fixed("election_s", "the election is asked for again, at most", 20.0),
             ),
-            trial_s=7.1,
+            trial_s=6.4,
             timeout_s=120.0,
             needs=Needs(broker_control=True, brokers=3),
             columns=(

@@ -451,7 +451,7 @@ RETENTION = Experiment(
                 fixed("rate", "records a second", 200.0),
                 fixed("seconds", "of load", 3.0, 3.0, 6.0),
             ),
-            trial_s=4.6,
+            trial_s=4.2,
             columns=("oldest_ever", "overstay", "last_gone_after"),
         ),
         Scene(
@@ -487,7 +487,7 @@ RETENTION = Experiment(
                 fixed("patience_s", "seconds for the cleaner, twice", 1.3, 1.3, 3.0),
             ),
             keep=lambda levels: levels["policy"] == "compact" or levels["dirty_ratio"] == 0.01,
-            trial_s=3.9,
+            trial_s=3.6,
             columns=("readable", "removed", "stale", "latest_kept", "tombstones_left"),
         ),
         Scene(

@@ -587,7 +587,7 @@ STREAMS_DIVE = Experiment(
                 fixed("silence_s", "without a record", 0.2, 1.0),
                 fixed("patience_s", "without a new window, then one is missing", 15.0),
             ),
-            trial_s=16.2,
+            trial_s=14.5,
             timeout_s=120.0,
             columns=(
                 "rate",
@@ -620,7 +620,7 @@ STREAMS_DIVE = Experiment(
                 fixed("stragglers", "records within the grace, and as many beyond it", 12),
                 fixed("patience_s", "without a new window, then one is missing", 15.0),
             ),
-            trial_s=11.1,
+            trial_s=10.5,
             timeout_s=120.0,
             allows_loss=True,
             columns=("doubled", "differing", "missing", "extra", "alerts_off", "back_after"),
