@@ -198,7 +198,7 @@ class Lab:
             places = self.beginnings(topics)
             consumer.assign(places)
             found = _drain(consumer, {(each.topic, each.partition) for each in places}, seal)
-            kept = [each for each in found if not (each.value() or b"").startswith(SEAL)] if sealed else found
+            kept = [each for each in found if not (each.value() or b"").startswith(SEAL)]
             return {topic: _records([each for each in kept if each.topic() == topic]) for topic in topics}
         finally:
             consumer.close()
